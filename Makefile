@@ -1,0 +1,73 @@
+# Everything a contributor runs. `make` lists the targets.
+
+# An interpreter of Python 3.11 or newer, and where its environment is made.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+# A stamp is newer than these files when the environment matches them. Its name holds the
+# interpreter, so that another PYTHON makes a new environment instead of using the old one.
+INPUTS := pyproject.toml constraints.txt
+FULL := $(VENV)/full-$(notdir $(PYTHON)).stamp
+SMALL := $(VENV)/small-$(notdir $(PYTHON)).stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo bench format clean
+# The recipes share one environment, so two of them must never build it at once.
+.NOTPARALLEL:
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\nARGS are passed on:        make test ARGS="tests/unit -k name"\n'
+	@printf 'Another interpreter:       make test PYTHON=python3.12\n'
+
+setup: $(FULL) ## Make .venv with all that the checks, tests, demo and benchmarks need
+
+check: $(FULL) ## Check format, lint, types and layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@out=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$out"; exit 1; }
+	@echo "All checks passed."
+
+test: $(FULL) ## Run the tests on all cores
+	@$(BIN)/python -m pytest -n auto --dist worksteal -q $(ARGS)
+
+demo: $(SMALL) ## See a fleet share one circuit (needs no Redis of your own)
+	@$(BIN)/python -m scripts.demo $(ARGS)
+
+bench: $(FULL) ## Measure speed and cost
+	@$(BIN)/python -m scripts.bench $(ARGS)
+
+format: $(FULL) ## Format the code and fix what can be fixed
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+clean: ## Remove the environment, builds and caches
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment is made anew (--clear), so that nothing stays in it that is no longer asked for.
+$(FULL): $(INPUTS)
+	@$(call require_python)
+	@echo "Setting up $(VENV) (a minute or so) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP_INSTALL) -e '.[dev,demo,hiredis]'
+	@touch $(FULL) $(SMALL)
+
+# The demo needs little. It uses the full environment where there is one, and else makes a small
+# one, which `make setup` later replaces.
+$(SMALL): $(INPUTS)
+	@$(call require_python)
+	@echo "Setting up $(VENV) for the demo ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e '.[demo]'
+	@touch $(SMALL)
+
+define require_python
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "$(PYTHON) is absent or older than Python 3.11; name another: make ... PYTHON=python3.12" >&2; exit 1; }
+endef

@@ -1,0 +1,280 @@
+"""The numbers that rule one circuit, and the words for its states and outcomes.
+
+Pure values: frozen, validated at construction, no I/O and no clock.  ``Policy`` is what a user
+writes (seconds, shares between 0 and 1); ``Numbers`` is what the store keeps and both machines
+compute with (milliseconds, basis points, percent: whole numbers only, so that Lua and Python
+cannot round differently).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from .errors import CircuitBreakerOpenException
+
+ErrorTypes = tuple[type[BaseException], ...]
+
+
+class State(StrEnum):
+    """The states of a circuit."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    FORCED_OPEN = "forced_open"
+    FORCED_CLOSED = "forced_closed"
+
+
+class Outcome(StrEnum):
+    """How a guarded call ended.  ``IGNORED`` is neither a success nor a failure."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    IGNORED = "ignored"
+
+    def kind(self, slow: bool) -> str:
+        """The outcome's letter in a batch: ``s f i``, in capitals when the call was slow."""
+        return self.value[0].upper() if slow else self.value[0]
+
+
+class Numbers(NamedTuple):
+    """A policy as the store keeps it: whole numbers in this order, separated by blanks."""
+
+    version: int
+    failure_threshold: int
+    failure_rate: int  # basis points; 0 = no rate rule
+    window: int  # ms
+    minimum_calls: int
+    slow_call_rate: int  # basis points; 0 = no slow rule
+    open_interval: int  # ms
+    open_interval_max: int  # ms; 0 = constant interval
+    backoff_multiplier: int  # percent
+    jitter: int  # basis points
+    success_threshold: int
+    half_open_permits: int
+    permit_lease: int  # ms
+    quorum: int
+
+    def text(self) -> str:
+        """The stored text."""
+        return " ".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str) -> Numbers:
+        """Read a stored text; ValueError when it is not one."""
+        # A newer library may append numbers (schema changes only add): read the ones known here.
+        return cls(*map(int, text.split(" ")[: len(cls._fields)]))
+
+
+_CIRCUIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,127}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def check_circuit(name: str) -> str:
+    """Return a circuit's name, or raise ValueError saying which characters are allowed."""
+    return _check_name("circuit", name, _CIRCUIT, "letters, digits and _ . : @ / -", 128)
+
+
+def check_namespace(name: str) -> str:
+    """Return a namespace, or raise ValueError saying which characters are allowed."""
+    return _check_name("namespace", name, _NAMESPACE, "letters, digits and _ . -", 64)
+
+
+def _check_name(what: str, name: str, grammar: re.Pattern[str], allowed: str, most: int) -> str:
+    if not isinstance(name, str) or not grammar.fullmatch(name):
+        raise ValueError(
+            f"{what} name {name!r} is not allowed: use 1 to {most} characters out of {allowed}, "
+            f"beginning with a letter, a digit or _"
+        )
+    return name
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of one circuit.  Durations are seconds, rates are shares between 0 and 1.
+
+    A circuit trips when *either* ``failure_threshold`` bad outcomes come in a row *or*, among at
+    least ``minimum_calls`` calls of the last ``window`` seconds, the share of failures reaches
+    ``failure_rate`` (or that of slow calls ``slow_call_rate``), *and* ``quorum`` processes agree.
+
+    Args:
+        failure_threshold: bad outcomes in a row that trip the circuit.
+        failure_rate: share of failures that trips it; None switches the rate rule off.
+        window: seconds that the rates look back over (12 buckets).
+        minimum_calls: the rates are not looked at below this many calls in the window.
+        slow_call_duration: seconds from which a call is slow; None: no slow-call rule.
+        slow_call_rate: share of slow calls that trips the circuit.
+        open_interval: seconds that a circuit stays open before a probe is allowed.
+        open_interval_max: upper bound when the interval grows; None keeps it constant.
+        backoff_multiplier: factor by which the interval grows from one attempt to the next.
+        jitter: share by which an open interval is lengthened at random, the same for the fleet.
+        success_threshold: successful probes that close a half-open circuit.
+        half_open_permits: probes at a time in the whole fleet; None: ``success_threshold``.
+        permit_lease: seconds after which a probe that was never settled gives its permit back.
+        quorum: how many processes must have seen failures before the fleet trips (1 to 8).
+        version: a policy with a higher version is not replaced in the store by a lower one.
+        record: exception types that count as failures; other errors are ignored.
+        ignore: exceptions to ``record``: they count neither as failure nor as success.
+        record_result: predicate; a return value for which it is true counts as a failure.
+        measure: whether durations are measured; False saves two clock reads a call.
+
+    The last four and ``slow_call_duration`` are each process's own and never stored.
+
+    Raises:
+        ValueError: a value is out of range; the message names it and what is allowed.
+        TypeError: a value has the wrong type.
+    """
+
+    failure_threshold: int = 5
+    failure_rate: float | None = 0.5
+    window: float = 60.0
+    minimum_calls: int = 10
+    slow_call_duration: float | None = None
+    slow_call_rate: float = 0.5
+    open_interval: float = 60.0
+    open_interval_max: float | None = None
+    backoff_multiplier: float = 2.0
+    jitter: float = 0.1
+    success_threshold: int = 3
+    half_open_permits: int | None = None
+    permit_lease: float = 30.0
+    quorum: int = 2
+    version: int = 0
+    record: ErrorTypes = (Exception,)
+    ignore: ErrorTypes = ()
+    record_result: Callable[[Any], bool] | None = field(default=None)
+    measure: bool = True
+
+    def __post_init__(self) -> None:
+        whole, real = self._whole, self._real
+        whole("failure_threshold", 1, 1_000_000)
+        whole("minimum_calls", 1, 1_000_000)
+        whole("success_threshold", 1, 1_000)
+        whole("quorum", 1, 8)
+        whole("version", 0, 2**53 - 1)
+        if self.half_open_permits is not None:
+            whole("half_open_permits", 1, 100)
+            if self.half_open_permits > self.success_threshold:
+                raise ValueError(
+                    f"Policy.half_open_permits={self.half_open_permits} is more than "
+                    f"success_threshold={self.success_threshold}: further permits could never "
+                    f"be used; lower it or leave it out"
+                )
+        if self.failure_rate is not None:
+            real("failure_rate", 0.0001, 1.0)
+        real("slow_call_rate", 0.0001, 1.0)
+        real("window", 0.1, 86_400.0)
+        real("open_interval", 0.001, 2_592_000.0)
+        if self.open_interval_max is not None:
+            real("open_interval_max", self.open_interval, 2_592_000.0)
+        real("backoff_multiplier", 1.0, 100.0)
+        real("jitter", 0.0, 1.0)
+        real("permit_lease", 0.01, 86_400.0)
+        if self.slow_call_duration is not None:
+            real("slow_call_duration", 0.000001, 86_400.0)
+            if not self.measure:
+                raise ValueError(
+                    "Policy.measure=False leaves slow_call_duration without durations to compare: "
+                    "set measure=True or slow_call_duration=None"
+                )
+        for name in ("record", "ignore"):
+            object.__setattr__(self, name, self._types(name))
+        if self.record_result is not None and not callable(self.record_result):
+            raise TypeError(
+                f"Policy.record_result={self.record_result!r} must be a function of one return "
+                f"value, or None"
+            )
+        if not isinstance(self.measure, bool):
+            raise TypeError(f"Policy.measure={self.measure!r} must be True or False")
+
+    def _whole(self, name: str, least: int, most: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"Policy.{name}={value!r} must be a whole number")
+        if not least <= value <= most:
+            raise ValueError(f"Policy.{name}={value!r} must lie between {least} and {most}")
+
+    def _real(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"Policy.{name}={value!r} must be a number")
+        if math.isnan(value) or not least <= value <= most:
+            raise ValueError(f"Policy.{name}={value!r} must lie between {least:g} and {most:g}")
+
+    def _types(self, name: str) -> ErrorTypes:
+        value = getattr(self, name)
+        types = (value,) if isinstance(value, type) else tuple(value)
+        for one in types:
+            if not (isinstance(one, type) and issubclass(one, BaseException)):
+                raise TypeError(f"Policy.{name} holds {one!r}, which is not an exception type")
+        return types
+
+    @property
+    def numbers(self) -> Numbers:
+        """The part that the store keeps, in whole numbers."""
+        permits = self.half_open_permits or min(self.success_threshold, 100)
+        return Numbers(
+            version=self.version,
+            failure_threshold=self.failure_threshold,
+            failure_rate=round((self.failure_rate or 0) * 10_000),
+            window=_ms(self.window),
+            minimum_calls=self.minimum_calls,
+            slow_call_rate=round(self.slow_call_rate * 10_000),
+            open_interval=_ms(self.open_interval),
+            open_interval_max=0 if self.open_interval_max is None else _ms(self.open_interval_max),
+            backoff_multiplier=round(self.backoff_multiplier * 100),
+            jitter=round(self.jitter * 10_000),
+            success_threshold=self.success_threshold,
+            half_open_permits=permits,
+            permit_lease=_ms(self.permit_lease),
+            quorum=self.quorum,
+        )
+
+    def outcome_of(self, error: BaseException) -> Outcome:
+        """Which outcome an exception is.
+
+        Anything but an ``Exception`` (cancellation, KeyboardInterrupt, GeneratorExit) is ignored,
+        and so is another circuit's rejection, unless ``record`` names its type itself.
+        """
+        if isinstance(error, self.ignore) or not isinstance(error, Exception):
+            return Outcome.IGNORED
+        if isinstance(error, CircuitBreakerOpenException):
+            named = [t for t in self.record if issubclass(t, CircuitBreakerOpenException)]
+            return Outcome.FAILURE if isinstance(error, tuple(named)) else Outcome.IGNORED
+        # An error that is not recorded may come from before the dependency was reached, so it is
+        # no success either: it must not close a half-open circuit.
+        return Outcome.FAILURE if isinstance(error, self.record) else Outcome.IGNORED
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Policy:
+        """Build a policy from the names above; unknown names are errors with a suggestion."""
+        allowed = [f.name for f in fields(cls) if f.name not in _CODE_ONLY]
+        for name in values:
+            if name not in allowed:
+                near = difflib.get_close_matches(str(name), allowed, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {allowed}"
+                raise ValueError(f"Policy has no setting {name!r}{hint}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Policy:
+        """Build a policy from a JSON object with the names above."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"a policy is a JSON object, not {values!r}")
+        return cls.from_mapping(values)
+
+
+# Settings that hold code; JSON cannot carry them.
+_CODE_ONLY = frozenset({"record", "ignore", "record_result"})

@@ -1,0 +1,468 @@
+"""The Redis side: encode a step, run the script, decode the reply.
+
+Everything that touches a Redis client lives here, with the client's settings: connections of our
+own, short timeouts and no hidden retries, since a retried step would be counted twice and a dead
+server must cost little.  All methods block; only the link's threads call them.  What goes over
+the wire is specified in ``lua/README.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+
+from .errors import StoreError
+from .model import Reply, Run, Step
+
+CONNECT_TIMEOUT = 0.5
+READ_TIMEOUT = 0.25
+OLDEST = (6, 2)
+SCHEMES = (
+    "redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster://, "
+    "rediss+cluster://, memory://"
+)
+
+# Codes that concern one key; every other error concerns the whole store.
+OF_ONE_KEY = frozenset({"WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "ERR"})
+# Codes that retrying cannot mend: an operator must, so they are logged loudly, once.
+NEEDS_OPERATOR = frozenset(
+    {"NOPERM", "NOAUTH", "WRONGPASS", "WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "CBARG", "CBOLD", "ERR"}
+)
+
+
+class StoreDown(Exception):
+    """The store as a whole cannot serve.
+
+    Attributes:
+        code: ``"TIMEOUT"``, ``"CONNECTION"``, or the first word of the server's error.
+        timeout: the store did not answer in time, so it is unknown what it has carried out.
+        loud: an operator must act; retrying alone will not help.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.timeout = code == "TIMEOUT"
+        self.loud = code in NEEDS_OPERATOR
+
+
+class Subscription(Protocol):
+    """A subscription to the pushes of one namespace."""
+
+    def get(self, timeout: float) -> str | None:
+        """The next push (``<circuit> <header>``), or None after ``timeout`` seconds."""
+
+    def ping(self) -> None:
+        """Ask for a sign of life; ``get`` raises StoreDown if none has come a second later."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+# ---------------------------------------------------------------------------- the wire
+
+
+@cache
+def script() -> str:
+    """The text of the script that carries out every step."""
+    return (Path(__file__).parent / "lua" / "breaker.lua").read_text(encoding="utf-8")
+
+
+@cache
+def sha() -> str:
+    """The script's name on the server."""
+    return hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
+
+
+def key_of(namespace: str, circuit: str) -> str:
+    """The circuit's key; the braces put it and its log into one cluster slot."""
+    return f"cb:{{{namespace}:{circuit}}}"
+
+
+def encode_batch(batch: Iterable[Run]) -> str:
+    """Runs as ``<kind><count>[*<open_for>][@<age>]``, separated by blanks."""
+    return " ".join(
+        f"{r.kind}{r.count}"
+        + (f"*{r.open_for}" if r.open_for > 0 else "")
+        + (f"@{r.age}" if r.age >= 0 else "")
+        for r in batch
+    )
+
+
+def encode(step: Step, channel: str, circuit: str, now: int | None = None) -> list[str]:
+    """The script's ARGV for one step; ``now`` (ms) replaces the server's clock in tests."""
+    k = step.known
+    common = [
+        step.op,
+        "" if now is None else str(now),
+        step.nonce,
+        channel,
+        circuit,
+        f"{k.v} {k.nonce} {k.state} {k.remaining} {k.attempt}",
+        step.policy.text(),
+        "1" if step.offer else "0",
+    ]
+    era = f"{step.era[0]} {step.era[1]}"
+    deltas = " ".join(f"{name}:{count}" for name, count in step.deltas)
+    own = {
+        "report": [era, step.reporter, encode_batch(step.batch), deltas, step.detail],
+        "acquire": [step.token],
+        "settle": [
+            era,
+            step.token,
+            step.kind,
+            str(step.open_for),
+            "1" if step.retry else "0",
+            deltas,
+            step.detail,
+        ],
+        "cancel": [step.token],
+        "override": [step.kind, str(step.ttl), step.detail],
+        "release": [step.detail],
+        "reset": [step.detail],
+    }
+    return common + own[step.op]
+
+
+def decode(answer: Sequence[str]) -> Reply:
+    """The script's reply."""
+    header, now, remaining, old, cause, verdict, value, policy, failed = answer[:9]
+    return Reply(header, int(now), int(remaining), old, cause, verdict, int(value), policy, failed)
+
+
+def code_of(error: redis.RedisError) -> str:
+    """An error's code.  Only the code is ever compared: texts differ between servers."""
+    if isinstance(error, redis.TimeoutError):
+        return "TIMEOUT"
+    if error.status_code is not None:
+        return str(error.status_code)
+    if isinstance(error, redis.ConnectionError):
+        return "CONNECTION"
+    word = str(error).split(" ", 1)[0]
+    return word if re.fullmatch(r"[A-Z]+", word) else "ERR"
+
+
+def _raise_down(error: redis.RedisError) -> NoReturn:
+    raise StoreDown(code_of(error), str(error)) from error
+
+
+# ---------------------------------------------------------------------------- the store
+
+
+class RedisStore:
+    """One namespace of circuits in Redis or Valkey.
+
+    Args:
+        url: where the server is; see ``SCHEMES``.
+        namespace: prefix of every key and of the channel.
+
+    Nothing is connected before the first step.
+    """
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self.namespace = namespace
+        self._client_of, self._db = _client_factory(url)
+        self._client: Any = None
+        self._clustered = "+cluster" in urlsplit(url).scheme
+        self._checked = False
+        self.channel = f"cb:{self._db}:{namespace}"
+        self._names = f"cb:{namespace}:circuits"
+
+    def run(self, steps: Sequence[tuple[str, Step]]) -> list[Reply | StoreError]:
+        """Carry out steps on circuits, in one pipeline, each at most once.
+
+        A step is sent again only when the server answers that it does not know the script.
+
+        Raises:
+            StoreDown: the store cannot serve; nothing is known of steps without an answer.
+        """
+        commands = [self._command(circuit, step) for circuit, step in steps]
+        answers = self._execute(commands)
+        unknown = [i for i, a in enumerate(answers) if isinstance(a, redis.exceptions.NoScriptError)]
+        if unknown:
+            self._load_script()
+            for i, again in zip(unknown, self._execute([commands[i] for i in unknown]), strict=True):
+                answers[i] = again
+        return [self._reply(answer) for answer in answers]
+
+    def poll(self, circuits: Sequence[str]) -> tuple[int, list[str | None]]:
+        """The server's time in ms and the header of each circuit (None: there is none)."""
+        commands: list[tuple[Any, ...]] = [("TIME",)]
+        commands += [("HGET", key_of(self.namespace, name), "h") for name in circuits]
+        answers = self._execute(commands)
+        self._raise_first(answers[:1])
+        return _ms(answers[0]), [a if isinstance(a, str) else None for a in answers[1:]]
+
+    def read(self, circuits: Sequence[str]) -> tuple[int, list[dict[str, str] | StoreError]]:
+        """The server's time in ms and all fields of each circuit (empty: there is none)."""
+        commands: list[tuple[Any, ...]] = [("TIME",)]
+        commands += [("HGETALL", key_of(self.namespace, name)) for name in circuits]
+        answers = self._execute(commands)
+        self._raise_first(answers[:1])
+        fields: list[dict[str, str] | StoreError] = []
+        for answer in answers[1:]:
+            if isinstance(answer, redis.RedisError):
+                fields.append(StoreError(f"{code_of(answer)} {answer}"))
+            else:
+                fields.append(dict(answer))
+        return _ms(answers[0]), fields
+
+    def log(self, circuit: str, count: int = 50) -> list[dict[str, str]]:
+        """The last transitions of one circuit, newest first."""
+        key = key_of(self.namespace, circuit) + ":log"
+        (answer,) = self._execute([("XREVRANGE", key, "+", "-", "COUNT", count)])
+        self._raise_first([answer])
+        return [dict(fields) for _, fields in answer]
+
+    def remember(self, circuits: Sequence[str]) -> None:
+        """Add names to the set of known circuits."""
+        self._raise_first(self._execute([("SADD", self._names, *circuits)]))
+
+    def names(self) -> list[str]:
+        """The names of all known circuits of the namespace, sorted."""
+        (answer,) = self._execute([("SMEMBERS", self._names)])
+        self._raise_first([answer])
+        return sorted(answer)
+
+    def subscribe(self) -> Subscription:
+        """Open the connection that hears transitions.  Raises StoreDown."""
+        try:
+            return _Channel(self._connection(), self.channel)
+        except redis.RedisError as error:
+            _raise_down(error)
+
+    def close(self) -> None:
+        """Close the connections; a later step opens them again."""
+        client, self._client, self._checked = self._client, None, False
+        if client is not None:
+            client.close()
+
+    def _command(self, circuit: str, step: Step) -> tuple[Any, ...]:
+        key = key_of(self.namespace, circuit)
+        return ("EVALSHA", sha(), 2, key, key + ":log", *encode(step, self.channel, circuit))
+
+    def _reply(self, answer: Any) -> Reply | StoreError:
+        if not isinstance(answer, redis.RedisError):
+            return decode(answer)
+        code = code_of(answer)
+        if code not in OF_ONE_KEY:
+            _raise_down(answer)
+        text = str(answer)
+        return StoreError(text if text.startswith(code) else f"{code} {text}")
+
+    def _raise_first(self, answers: Sequence[Any]) -> None:
+        for answer in answers:
+            if isinstance(answer, redis.RedisError):
+                _raise_down(answer)
+
+    def _execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands together; an error that answers one command stands in its place."""
+        try:
+            client = self._connected()
+            if self._clustered:
+                return [_one(client, command) for command in commands]
+            with client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                answers: list[Any] = pipe.execute(raise_on_error=False)
+                return answers
+        except redis.RedisError as error:
+            _raise_down(error)
+        except OSError as error:
+            raise StoreDown("CONNECTION", str(error)) from error
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = self._client_of()
+        if not self._checked:
+            self._check_version(self._client)
+            self._checked = True
+        return self._client
+
+    def _check_version(self, client: Any) -> None:
+        """HELLO needs no right of its own, unlike INFO; servers before 6.0 do not know it."""
+        try:
+            hello = _one(client, ("HELLO",))
+        except redis.ConnectionError:
+            raise
+        version = ""
+        if isinstance(hello, redis.RedisError) and "unknown command" in str(hello).lower():
+            version = "5"
+        elif isinstance(hello, list):
+            version = str(dict(zip(hello[::2], hello[1::2], strict=False)).get("version", ""))
+        elif isinstance(hello, dict):
+            version = str(hello.get("version", ""))
+        numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+        if numbers and numbers < OLDEST:
+            raise StoreDown("CBOLD", f"the server's version {version} is older than 6.2: upgrade it")
+
+    def _load_script(self) -> None:
+        if not self._clustered:
+            self._raise_first(self._execute([("SCRIPT", "LOAD", script())]))
+            return
+        try:
+            # Every primary keeps scripts of its own.
+            self._connected().script_load(script())
+        except redis.RedisError as error:
+            _raise_down(error)
+
+    def _connection(self) -> Any:
+        client = self._connected()
+        if self._clustered:
+            client = client.get_redis_connection(client.get_random_node())
+        connection = client.connection_pool.make_connection()
+        connection.connect()
+        return connection
+
+
+def _one(client: Any, command: tuple[Any, ...]) -> Any:
+    try:
+        return client.execute_command(*command)
+    except (redis.ConnectionError, redis.TimeoutError):
+        raise
+    except redis.RedisError as error:
+        return error
+
+
+def _ms(time: Sequence[str]) -> int:
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+class _Channel:
+    """A subscription on a bare connection: redis-py's PubSub reconnects and subscribes again
+    without a word, and what was pushed meanwhile would be missed unnoticed."""
+
+    def __init__(self, connection: Any, channel: str) -> None:
+        self._connection = connection
+        self._waiting_for_pong = False
+        connection.send_command("SUBSCRIBE", channel)
+        answer = connection.read_response()
+        if isinstance(answer, redis.RedisError):
+            raise answer
+
+    def get(self, timeout: float) -> str | None:
+        try:
+            if not self._connection.can_read(timeout=timeout):
+                if self._waiting_for_pong:
+                    raise redis.ConnectionError("no answer to PING on the subscription")
+                return None
+            message = self._connection.read_response()
+        except redis.RedisError as error:
+            _raise_down(error)
+        except OSError as error:
+            raise StoreDown("CONNECTION", str(error)) from error
+        if isinstance(message, list) and message[0] == "message":
+            return str(message[2])
+        self._waiting_for_pong = False
+        return ""
+
+    def ping(self) -> None:
+        try:
+            self._connection.send_command("PING", check_health=False)
+        except redis.RedisError as error:
+            _raise_down(error)
+        self._waiting_for_pong = True
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+# ---------------------------------------------------------------------------- clients
+
+
+def _settings() -> dict[str, Any]:
+    """Settings of every connection: a dead server costs a quarter of a second, once."""
+    return {
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": READ_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        "protocol": 2,
+        "decode_responses": True,
+        "encoding_errors": "replace",
+        # CLIENT SETINFO needs a right that a least-privilege user does not have.
+        "driver_info": None,
+    }
+
+
+def _client_factory(url: str) -> tuple[Any, int]:
+    """A function that makes the client, and the number of the database.
+
+    Raises:
+        ValueError: the URL's scheme or one of its parts is not usable.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme
+    query = parse_qs(parts.query)
+    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    where = redacted(url)
+    if scheme in ("redis", "rediss", "unix"):
+        if scheme != "unix" and (len(path) > 1 or (path and not path[0].isdigit())):
+            raise ValueError(f"{where}: the path must be a database number, such as /0")
+        number = query.get("db", path if scheme != "unix" else ["0"])
+        db = int(number[0]) if number else 0
+
+        def single() -> Any:
+            off = MaintNotificationsConfig(enabled=False)
+            return redis.Redis.from_url(url, maint_notifications_config=off, **_settings())
+
+        return single, db
+    tls = scheme.startswith("rediss")
+    if scheme in ("redis+sentinel", "rediss+sentinel"):
+        if not path or (len(path) > 1 and not path[1].isdigit()):
+            raise ValueError(
+                f"{where}: name the monitored primary, such as redis+sentinel://host:26379/mymaster/0"
+            )
+        db = int(path[1]) if len(path) > 1 else 0
+        hosts = _hosts(parts.netloc, 26379)
+
+        def sentinel() -> Any:
+            extra = {"username": parts.username, "password": parts.password, "ssl": tls}
+            watched = redis.Sentinel(hosts, sentinel_kwargs={**_settings(), "ssl": tls})
+            return watched.master_for(path[0], db=db, **extra, **_settings())
+
+        return sentinel, db
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        nodes = _hosts(parts.netloc, 6379)
+
+        def cluster() -> Any:
+            startup = [redis.cluster.ClusterNode(host, port) for host, port in nodes]
+            extra = {"username": parts.username, "password": parts.password, "ssl": tls}
+            return redis.RedisCluster(
+                startup_nodes=startup, **extra, **{**_settings(), "retry": Retry(NoBackoff(), 1)}
+            )
+
+        return cluster, 0
+    raise ValueError(f"{where}: unknown scheme {scheme!r}; use one of {SCHEMES}")
+
+
+def _hosts(netloc: str, port: int) -> list[tuple[str, int]]:
+    hosts = []
+    for part in netloc.rpartition("@")[2].split(","):
+        host, _, number = part.strip().rpartition(":")
+        if not number.isdigit():
+            host, number = part.strip(), str(port)
+        if not host:
+            raise ValueError(f"a host is missing in {netloc.rpartition('@')[2]!r}")
+        hosts.append((host.strip("[]"), int(number)))
+    return hosts
+
+
+def redacted(url: str) -> str:
+    """The URL without user, password and options, for messages and logs."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+

@@ -1,0 +1,85 @@
+"""Real servers for the tests.
+
+A test that asks for ``server`` or ``own_server`` runs on every kind of server; the marker
+``servers("valkey")`` narrows it. A kind that is missing here skips the test with the reason. Where
+CI is set, that is a failure: what must run and was skipped has not been shown to work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scripts.servers import EXTERNAL, KINDS, Server, why_missing
+
+REDIS_URL = os.environ.get("REDIS_URL", "")
+SERVER_KINDS = (*KINDS, EXTERNAL) if REDIS_URL else KINDS
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server_kind" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("servers")
+    kinds = marker.args if marker else SERVER_KINDS
+    if "own_server" in metafunc.fixturenames:
+        kinds = [kind for kind in kinds if kind != EXTERNAL]
+    metafunc.parametrize("server_kind", kinds, indirect=True)
+
+
+@pytest.fixture
+def server_kind(request: pytest.FixtureRequest) -> str:
+    """The kind of server that the test runs on."""
+    kind: str = request.param
+    reason = "" if kind == EXTERNAL else why_missing(kind)
+    if reason and os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        pytest.fail(f"must run in CI and can't: {reason}", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+    return kind
+
+
+@pytest.fixture(scope="session")
+def _shared_servers() -> Iterator[dict[str, Server]]:
+    servers: dict[str, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture
+def server(server_kind: str, _shared_servers: dict[str, Server]) -> Server:
+    """An empty server that later tests use too: don't stop, pause or configure it."""
+    if server_kind == EXTERNAL:
+        # Never emptied: the unique namespace keeps the tests apart, and its data is not ours.
+        return Server.external(REDIS_URL)
+    if server_kind not in _shared_servers:
+        _shared_servers[server_kind] = Server.start(server_kind)
+    shared = _shared_servers[server_kind]
+    with contextlib.closing(shared.client()) as client:
+        client.flushall()
+    return shared
+
+
+@pytest.fixture
+def own_server(server_kind: str) -> Iterator[Callable[..., Server]]:
+    """Start servers that belong to this test alone, which may kill or pause them.
+
+    ``own_server(tcp=False, args=())`` takes what ``Server.start`` takes.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: Any) -> Server:
+            return stack.enter_context(Server.start(server_kind, **options))
+
+        yield start
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"test-{uuid.uuid4().hex[:16]}"
