@@ -126,6 +126,7 @@ class Header(NamedTuple):
     successes: int
     fresh: bool
     n: int
+    cause: str = "-"
 
 
 @dataclass(slots=True)
@@ -192,7 +193,7 @@ class Circuit:
         """The part that mirrors follow."""
         return Header(
             self.v, self.nonce, self.state, self.since, self.duration, self.attempt,
-            self.successes, self.fresh, self.n,
+            self.successes, self.fresh, self.n, self.reason.split(" ", 1)[0] or "-",
         )  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def load_header(text: str) -> Header:
         raise StoreError("CBCORRUPT the circuit's header cannot be read")
     return Header(
         int(parts[1]), parts[2], parts[3], int(parts[4]), int(parts[5]), int(parts[6]),
-        int(parts[7]), parts[8] == "f", int(parts[9]),
+        int(parts[7]), parts[8] == "f", int(parts[9]), parts[10] if len(parts) > 10 else "-",
     )  # fmt: skip
 
 
@@ -228,7 +229,7 @@ def load(fields: dict[str, str]) -> Circuit | None:
     if "h" not in fields:
         return None
     h = load_header(fields["h"])
-    c = Circuit(h.v, h.nonce, h.state, h.since, h.duration, h.attempt, h.successes, h.fresh, h.n)
+    c = Circuit(*h[:9])
     window = fields.get("w", "0 0").split(" ")
     c.head, c.run = int(window[0]), int(window[1])
     for entry in window[2:]:
@@ -252,11 +253,13 @@ def load(fields: dict[str, str]) -> Circuit | None:
 
 
 def dump_header(c: Circuit) -> str:
-    """Schema, generation, nonce, state, since, duration, attempt, successes, flags, counter."""
-    flags = "f" if c.fresh else "-"
+    """Schema, generation, nonce, state, since, duration, attempt, successes, flags, counter, and
+    the cause of the last transition, which stands first in the reason."""
+    h = c.header
+    flags = "f" if h.fresh else "-"
     return (
-        f"{SCHEMA} {c.v} {c.nonce} {c.state} {c.since} {c.duration} {c.attempt} "
-        f"{c.successes} {flags} {c.n}"
+        f"{SCHEMA} {h.v} {h.nonce} {h.state} {h.since} {h.duration} {h.attempt} "
+        f"{h.successes} {flags} {h.n} {h.cause}"
     )
 
 

@@ -156,11 +156,13 @@ local function load(key)
   return c
 end
 
--- Schema, generation, nonce, state, since, duration, attempt, successes, flags, counter.
+-- Schema, generation, nonce, state, since, duration, attempt, successes, flags, counter, and the
+-- cause of the last transition, which stands first in the reason.
 local function dump_header(c)
   return table.concat({
     SCHEMA, text(c.v), c.nonce, c.state, text(c.since), text(c.duration), text(c.attempt),
     text(c.successes), c.fresh and 'f' or '-', text(c.n),
+    string.match(c.reason, '^%S+') or '-',
   }, ' ')
 end
 
