@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -239,6 +239,26 @@ class Policy:
             half_open_permits=permits,
             permit_lease=_ms(self.permit_lease),
             quorum=self.quorum,
+        )
+
+    def with_numbers(self, numbers: Numbers) -> Policy:
+        """This policy with the numbers that the store keeps."""
+        return replace(
+            self,
+            version=numbers.version,
+            failure_threshold=numbers.failure_threshold,
+            failure_rate=numbers.failure_rate / 10_000 or None,
+            window=numbers.window / 1000,
+            minimum_calls=numbers.minimum_calls,
+            slow_call_rate=numbers.slow_call_rate / 10_000,
+            open_interval=numbers.open_interval / 1000,
+            open_interval_max=numbers.open_interval_max / 1000 or None,
+            backoff_multiplier=numbers.backoff_multiplier / 100,
+            jitter=numbers.jitter / 10_000,
+            success_threshold=numbers.success_threshold,
+            half_open_permits=numbers.half_open_permits,
+            permit_lease=numbers.permit_lease / 1000,
+            quorum=numbers.quorum,
         )
 
     def outcome_of(self, error: BaseException) -> Outcome:

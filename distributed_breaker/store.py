@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -174,6 +175,7 @@ class RedisStore:
         self.namespace = namespace
         self._client_of, self._db = _client_factory(url)
         self._client: Any = None
+        self._lock = threading.Lock()  # the sending and the listening thread share the client
         self._clustered = "+cluster" in urlsplit(url).scheme
         self._checked = False
         self.channel = f"cb:{self._db}:{namespace}"
@@ -248,6 +250,11 @@ class RedisStore:
         if client is not None:
             client.close()
 
+    def forked(self) -> None:
+        """Forget the parent's connections, which a child must not speak on."""
+        self._client, self._checked = None, False
+        self._lock = threading.Lock()
+
     def _command(self, circuit: str, step: Step) -> tuple[Any, ...]:
         key = key_of(self.namespace, circuit)
         return ("EVALSHA", sha(), 2, key, key + ":log", *encode(step, self.channel, circuit))
@@ -283,19 +290,17 @@ class RedisStore:
             raise StoreDown("CONNECTION", str(error)) from error
 
     def _connected(self) -> Any:
-        if self._client is None:
-            self._client = self._client_of()
-        if not self._checked:
-            self._check_version(self._client)
-            self._checked = True
-        return self._client
+        with self._lock:
+            if self._client is None:
+                self._client = self._client_of()
+            if not self._checked:
+                self._check_version(self._client)
+                self._checked = True
+            return self._client
 
     def _check_version(self, client: Any) -> None:
         """HELLO needs no right of its own, unlike INFO; servers before 6.0 do not know it."""
-        try:
-            hello = _one(client, ("HELLO",))
-        except redis.ConnectionError:
-            raise
+        hello = _one(client, ("HELLO",))
         version = ""
         if isinstance(hello, redis.RedisError) and "unknown command" in str(hello).lower():
             version = "5"
@@ -428,8 +433,9 @@ def _client_factory(url: str) -> tuple[Any, int]:
         hosts = _hosts(parts.netloc, 26379)
 
         def sentinel() -> Any:
-            extra = {"username": parts.username, "password": parts.password, "ssl": tls}
-            watched = redis.Sentinel(hosts, sentinel_kwargs={**_settings(), "ssl": tls})
+            extra: Any = {"username": parts.username, "password": parts.password, "ssl": tls}
+            sentinels: Any = redis.Sentinel
+            watched = sentinels(hosts, sentinel_kwargs={**_settings(), "ssl": tls})
             return watched.master_for(path[0], db=db, **extra, **_settings())
 
         return sentinel, db
@@ -437,8 +443,9 @@ def _client_factory(url: str) -> tuple[Any, int]:
         nodes = _hosts(parts.netloc, 6379)
 
         def cluster() -> Any:
-            startup = [redis.cluster.ClusterNode(host, port) for host, port in nodes]
-            extra = {"username": parts.username, "password": parts.password, "ssl": tls}
+            node: Any = redis.cluster.ClusterNode
+            startup = [node(host, port) for host, port in nodes]
+            extra: Any = {"username": parts.username, "password": parts.password, "ssl": tls}
             return redis.RedisCluster(
                 startup_nodes=startup, **extra, **{**_settings(), "retry": Retry(NoBackoff(), 1)}
             )

@@ -1,0 +1,22 @@
+"""A circuit breaker whose circuits are shared by a whole fleet of processes."""
+
+from .breaker import CircuitBreaker, Guard, Permit
+from .errors import CircuitBreakerOpenException, StoreUnavailable
+from .linked import Transition
+from .policy import Outcome, Policy, State
+from .registry import CircuitBreakerRegistry
+from .snapshot import Snapshot
+
+__all__ = [
+    "CircuitBreaker",
+    "CircuitBreakerOpenException",
+    "CircuitBreakerRegistry",
+    "Guard",
+    "Outcome",
+    "Permit",
+    "Policy",
+    "Snapshot",
+    "State",
+    "StoreUnavailable",
+    "Transition",
+]

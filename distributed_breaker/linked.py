@@ -1,0 +1,434 @@
+"""One circuit in one process: the shadow under its lock, and the eras that calls append to.
+
+Calls read one attribute and append to a tally; everything else happens here under a lock that is
+never held across user code or I/O.  The link and the breaker both work on this object.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from .model import Header, Known, Reply, Step
+from .policy import Policy, State
+from .shadow import Bad, Decision, Era, Generation, Shadow
+from .workers import HealthCheck
+
+FAST_FLUSH = 250  # ms between reports of good outcomes while the circuit has seen failures
+SLOW_FLUSH = 2_000  # ms between them while it has not
+FULL = 4_096  # entries of a tally after which the appending call drains it
+OVERFULL = 65_536  # entries after which it waits for its turn to drain
+FOREVER = 1 << 62
+
+
+class Transition(NamedTuple):
+    """A change of what this process does with one circuit's calls."""
+
+    circuit: str
+    old: State
+    new: State
+    source: str
+    cause: str
+    generation: int
+
+
+class Clock(NamedTuple):
+    """Where time comes from: monotonic milliseconds, and nanoseconds for durations."""
+
+    ms: Callable[[], int]
+    ns: Callable[[], int]
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+SYSTEM_CLOCK = Clock(_monotonic_ms, time.perf_counter_ns)
+
+
+class LinkedCircuit:
+    """The state of one circuit in this process.
+
+    Args:
+        name: the circuit's name.
+        policy: this process's policy.
+        shadow: who decides.
+        clock: where time comes from.
+        notify: is given each Transition, outside the lock.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        shadow: Shadow,
+        clock: Clock,
+        notify: Callable[[Transition], None],
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self._shadow = shadow
+        self._clock = clock
+        self._notify = notify
+        self._lock = threading.Lock()
+        self._era: Era | None = None
+        self._refuse_until = 0  # ms; calls before it are refused without a look at anything else
+        self._decision = Decision("sync", State.CLOSED, "shadow")
+        self._retired: list[Era] = []
+        self._rejections: list[None] = []
+        self._recorded = 0
+        self._handed = 0  # outcomes taken by the link that are neither acknowledged nor lost
+        self.sent = clock.ms()  # when the link last took what waits
+        self.nudged = False  # waits in the link's queue of urgent circuits
+        self.broken = ""  # the code for which the store refuses this one circuit
+        self.check: HealthCheck | None = None
+        self.first_answer: Future[None] = Future()  # done once synced or degraded
+        if shadow.alone:
+            self.first_answer.set_result(None)
+        with self._lock:
+            self._refresh(clock.ms())
+
+    # ------------------------------------------------------------------ deciding
+
+    def _refresh(self, now: int) -> Transition | None:
+        """Make what calls read agree with the shadow's decision.  The lock is held."""
+        shadow = self._shadow
+        old, new = self._decision, shadow.decide(now)
+        self._decision = new
+        if new.action == "admit":
+            shared, local = shadow.generation, shadow.local_generation
+            era = self._era
+            if era is None or era.shared != shared or era.local != local:
+                self._retire()
+                self._era = Era(shared, local, now)
+            self._refuse_until = 0
+        else:
+            self._retire()
+            self._refuse_until = 0
+            if new.action == "refuse":
+                self._refuse_until = new.until if new.until else _endless(new)
+        if new.action != "sync" and not self.first_answer.done():
+            self.first_answer.set_result(None)
+        if (old.state, old.source) == (new.state, new.source) or old.action == "sync":
+            return None
+        generation, cause = shadow.generation[0], ""
+        if new.source in ("shared", "override") and shadow.header is not None:
+            cause = shadow.header.cause
+        elif new.source != "shared" or shadow.alone:
+            generation, cause = shadow.local.v, shadow.local.header.cause
+        return Transition(self.name, old.state, new.state, new.source, cause, generation)
+
+    def _retire(self) -> None:
+        if self._era is not None:
+            self._retired.append(self._era)
+            self._era = None
+
+    def _settled(self, change: Transition | None) -> None:
+        if change is not None:
+            self._notify(change)
+
+    def decide(self, *, by_check: bool = False) -> Decision:
+        """Decide about a call that arrives now; ``ask`` reserves the one acquire in flight."""
+        with self._lock:
+            now = self._clock.ms()
+            self._shadow.tick(now)
+            change = self._refresh(now)
+            decision = self._shadow.decide(now, by_check=True) if by_check else self._decision
+            if decision.action == "ask":
+                self._shadow.asking = True
+        self._settled(change)
+        return decision
+
+    def acquire_locally(self, token: str) -> tuple[Decision, Generation, Generation]:
+        """Take a permit of the local machine: the decision, its generation and the shared one."""
+        with self._lock:
+            now = self._clock.ms()
+            decision = self._shadow.decide(now)
+            if decision.action == "probe":
+                reply = self._shadow.local_acquire(token, now)
+                if reply.verdict != "grant":
+                    until = now + reply.value
+                    decision = decision._replace(action="refuse", until=until)
+            change = self._refresh(now)
+            generations = (self._shadow.local_generation, self._shadow.generation)
+        self._settled(change)
+        return decision, *generations
+
+    def settle_locally(
+        self, token: str, generation: Generation, item: Bad, shared: Generation
+    ) -> None:
+        """Settle a permit of the local machine."""
+        with self._lock:
+            now = self._clock.ms()
+            self._recorded += 1
+            self._shadow.local_settle(token, generation, item, now, shared)
+            change = self._refresh(now)
+        self._settled(change)
+
+    def operate(self, op: str, kind: str, ttl: int, detail: str) -> Reply:
+        """An operator's step where there is no store."""
+        with self._lock:
+            now = self._clock.ms()
+            self._drain(now)
+            reply = self._shadow.operate(now, op, kind, ttl, detail)
+            change = self._refresh(now)
+        self._settled(change)
+        return reply
+
+    # ------------------------------------------------------------------ outcomes
+
+    def _drain(self, now: int) -> None:
+        """Take in what calls have appended.  The lock is held."""
+        if self._rejections:
+            count = len(self._rejections)
+            del self._rejections[:count]
+            self._shadow.rejected(count)
+        if self._era is not None:
+            self._recorded += self._shadow.absorb(self._era, now)
+        if self._retired:
+            for era in self._retired:
+                self._recorded += self._shadow.absorb(era, now)
+            self._retired = _in_use(self._retired)
+
+    def drain(self) -> None:
+        """Take in what calls have appended, waiting for the lock (it is never held for long)."""
+        with self._lock:
+            now = self._clock.ms()
+            self._drain(now)
+            change = self._refresh(now)
+        self._settled(change)
+
+    def drain_if_free(self, era: Era) -> None:
+        """Take in outcomes at once, unless another thread is just doing so.
+
+        The winner looks again after releasing, so nothing that a loser appended stays behind.
+        """
+        while era.tally:
+            if not self._lock.acquire(blocking=False):
+                if len(era.tally) < OVERFULL:
+                    return
+                self._lock.acquire()
+            try:
+                now = self._clock.ms()
+                if era is not self._era and era not in self._retired:
+                    self._retired.append(era)
+                self._drain(now)
+                change = self._refresh(now)
+            finally:
+                self._lock.release()
+            self._settled(change)
+
+    # ------------------------------------------------------------------ for the link
+
+    def outgoing(self) -> list[Step]:
+        """All steps that tell the store what it has not been told."""
+        with self._lock:
+            now = self._clock.ms()
+            self._drain(now)
+            change = self._refresh(now)
+            steps = self._shadow.outgoing(now)
+            self._handed += sum(run.count for step in steps for run in step.batch)
+            self.sent = now
+        self._settled(change)
+        return steps
+
+    def step(self, op: str, **arguments: object) -> Step:
+        """A step with this process's present knowledge."""
+        with self._lock:
+            return self._shadow.step(op, self._clock.ms(), **arguments)
+
+    def answered(self, step: Step, reply: Reply) -> bool:
+        """Take in a reply; True when another sync must follow at once."""
+        with self._lock:
+            now = self._clock.ms()
+            if step.op == "report":
+                self._shadow.acknowledged(step)
+                self._handed -= sum(run.count for run in step.batch)
+            if step.op == "acquire":
+                self._shadow.asking = False
+                if reply.verdict == "deny":
+                    self._shadow.wait_until = now + reply.value
+            again = self._shadow.answered(step, reply, now)
+            change = self._refresh(now)
+        self._settled(change)
+        return again
+
+    def lost(self, step: Step) -> None:
+        """A step got no answer: nobody knows whether the store has carried it out."""
+        with self._lock:
+            if step.op == "report":
+                self._shadow.lost(step)
+                self._handed -= sum(run.count for run in step.batch)
+            if step.op == "acquire":
+                self._shadow.asking = False
+
+    def settle_done(self, acknowledged: bool) -> None:
+        """A settle was acknowledged, or given up at the end of its lease."""
+        with self._lock:
+            self._handed -= 1
+            if acknowledged:
+                self._shadow.flushed += 1
+            else:
+                self._shadow.dropped += 1
+                self._shadow.deltas["dropped"] += 1
+
+    def settle_begun(self) -> None:
+        """A probe's outcome was recorded and waits for its settle to be acknowledged."""
+        with self._lock:
+            self._recorded += 1
+            self._handed += 1
+
+    def stop_asking(self) -> None:
+        """The acquire in flight was given up."""
+        with self._lock:
+            self._shadow.asking = False
+
+    def hear(self, header: Header, remaining: int, *, confirmed: Known | None = None) -> bool:
+        """Take in a pushed or polled header; True when a sync must follow at once."""
+        with self._lock:
+            now = self._clock.ms()
+            again = self._shadow.hear(header, remaining, now, confirmed)
+            change = self._refresh(now)
+        self._settled(change)
+        return again
+
+    def degrade(self, broken: str = "") -> None:
+        """The store cannot decide for this circuit: the local machine takes over."""
+        with self._lock:
+            now = self._clock.ms()
+            self.broken = broken or self.broken
+            self._drain(now)
+            self._shadow.degrade(now)
+            change = self._refresh(now)
+        self._settled(change)
+
+    def heal(self) -> None:
+        """The store decides again."""
+        with self._lock:
+            now = self._clock.ms()
+            self.broken = ""
+            self._drain(now)
+            self._shadow.heal(now)
+            change = self._refresh(now)
+        self._settled(change)
+
+    def forked(self, reporter: str) -> None:
+        """R10: the child drops what the parent has not flushed, and counts as unsynced."""
+        self._lock = threading.Lock()
+        self.first_answer = Future()
+        shadow = self._shadow
+        shadow.reporter = reporter
+        shadow.synced = shadow.alone
+        shadow.asking = False
+        shadow.pending.clear()
+        shadow.stale.clear()
+        shadow.deltas.clear()
+        shadow.flushed = shadow.dropped = self._recorded = self._handed = 0
+        for era in [*self._retired, *([self._era] if self._era is not None else [])]:
+            era.take()
+        self._rejections.clear()
+        if shadow.alone:
+            self.first_answer.set_result(None)
+            return
+        self._retire()
+        self._decision = Decision("sync", State.CLOSED, "shadow")
+        self._refuse_until = 0
+
+    # ------------------------------------------------------------------ looks, without effect
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the circuit deserves frequent reports: it is not closed, or has seen failures."""
+        local = self._shadow.local
+        return self._decision.action != "admit" or any(b[1] or b[2] for b in local.ring)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the local machine decides because the store cannot."""
+        return self._shadow.degraded
+
+    @property
+    def heard(self) -> int:
+        """When the mirror was last confirmed (ms)."""
+        return self._shadow.heard
+
+    def deadline(self) -> tuple[int | None, bool]:
+        """When the mirrored open or forced state ends (ms; None: never), and whether it is forced."""
+        header = self._shadow.header
+        if header is None or header.state in ("closed", "half_open"):
+            return None, False
+        return self._shadow.deadline, header.state != "open"
+
+    def run_check(self, now: int) -> None:
+        """Start the circuit's health check when it is wanted; the breaker knows how."""
+
+    def check_wanted(self, now: int) -> str:
+        """Whether a health check should ``learn`` that it passes, ``probe``, or rest (empty)."""
+        with self._lock:
+            check, shadow = self.check, self._shadow
+            if check is None or not check.free(now):
+                return ""
+            shadow.probed_by_check = check.passed
+            self._refresh(now)
+            if self._decision.action == "admit":
+                return "" if check.passed else "learn"
+            asked = shadow.decide(now, by_check=True).action == "ask"
+            return "probe" if check.passed and asked else ""
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the store has not been told everything."""
+        shadow = self._shadow
+        era = self._era
+        return bool(
+            shadow.pending
+            or shadow.stale
+            or shadow.deltas
+            or self._retired
+            or self._rejections
+            or (era is not None and era.tally)
+        )
+
+    def flush_due(self, now: int) -> bool:
+        """Whether outcomes that can wait have waited long enough."""
+        if not self.has_output:
+            return False
+        return now - self.sent >= (FAST_FLUSH if self.troubled else SLOW_FLUSH) - 10
+
+    def conservation(self) -> dict[str, int]:
+        """C4: recorded = flushed + dropped + pending."""
+        with self._lock:
+            self._drain(self._clock.ms())
+            shadow = self._shadow
+            return {
+                "recorded": self._recorded,
+                "flushed": shadow.flushed,
+                "dropped": shadow.dropped,
+                "pending": shadow.waiting + self._handed,
+            }
+
+
+def _endless(decision: Decision) -> int:
+    """A refusal without a known end holds for ever only when an operator has spoken."""
+    return FOREVER if decision.source == "override" else 0
+
+
+def _in_use(eras: list[Era]) -> list[Era]:
+    """The eras that a call may still append to, or that hold something.
+
+    A call in flight holds its era.  The order matters: when nobody holds it, nobody can append
+    any more, so an empty tally stays empty.
+    """
+    return [era for era in eras if sys.getrefcount(era) > _IDLE or era.tally]
+
+
+_IDLE = 0
+_IDLE = next(  # how many references there are to an era that nobody else holds
+    n
+    for n in range(10)
+    if not [e for e in [Era((0, "-"), (0, "-"), 0)] if sys.getrefcount(e) > n or e.tally]
+)

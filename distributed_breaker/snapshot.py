@@ -1,0 +1,200 @@
+"""What is known of one circuit at one moment, for people and for monitoring.  Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from . import model
+from .policy import Policy, State
+from .shadow import Decision, Shadow
+
+TRIPS = frozenset({"run", "rate", "slow", "retry_after", "probe"})
+
+
+class Window(NamedTuple):
+    """The counts of the last ``Policy.window`` seconds."""
+
+    calls: int
+    failures: int
+    slow: int
+
+
+class Trip(NamedTuple):
+    """Why and on what evidence a circuit opened last.
+
+    ``at`` is in seconds since the epoch by the store's clock; ``window`` and ``run`` are what was
+    counted at that moment, ``reporters`` how many processes took part.
+    """
+
+    cause: str
+    at: float
+    window: Window | None
+    run: int
+    reporters: int
+    detail: Mapping[str, Any]
+
+
+class ReporterShare(NamedTuple):
+    """One process's part: its bad outcomes in the window and in the run, and its last outcome."""
+
+    id: str
+    bad: int
+    run: int
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One circuit, frozen.
+
+    Attributes:
+        circuit: its name.
+        state: what this process does now (for a circuit that it does not use: the shared state).
+        shared_state: the fleet's state, None when it is not known.
+        source: who decides here: ``shared``, ``shadow``, ``quarantine``, ``override``,
+            ``disabled``.
+        generation: the shared generation, 0 when none is known.
+        retry_after: seconds until another attempt is worth making, 0.0 when unknown or closed.
+        opened_at: seconds since the epoch (store's clock) at which the open state began.
+        attempt: how often the circuit has reopened without resting in between.
+        window: counts of the window: the fleet's, or this process's own when ``fleet`` is False.
+        run: bad outcomes since the last good one.
+        totals: counters over all states, with duration buckets b0 … b15 (upper bounds
+            2^(20+i) ns); see lua/README.md.
+        reporters: the processes' shares.
+        last_trip: evidence of the last trip.
+        mirror_age: seconds since the mirror was last confirmed; None for memory:// and for
+            circuits that this process does not use.
+        policy: the policy in force, in seconds and shares.
+        policy_mismatch: this process was given another policy than the one in force.
+        fleet: whether the counts come from the store.
+        local: this process's own account: recorded, flushed, dropped and pending outcomes.
+    """
+
+    circuit: str
+    state: State
+    shared_state: State | None
+    source: str
+    generation: int = 0
+    retry_after: float = 0.0
+    opened_at: float | None = None
+    attempt: int = 0
+    window: Window = Window(0, 0, 0)
+    run: int = 0
+    totals: Mapping[str, int] = field(default_factory=dict)
+    reporters: tuple[ReporterShare, ...] = ()
+    last_trip: Trip | None = None
+    mirror_age: float | None = None
+    policy: Policy | None = None
+    policy_mismatch: bool = False
+    fleet: bool = False
+    local: Mapping[str, int] = field(default_factory=dict)
+
+
+def snapshot_of(
+    name: str,
+    circuit: model.Circuit | None,
+    now: int,
+    own: tuple[Shadow, Decision, int, Policy, Mapping[str, int]] | None = None,
+    log: Sequence[Mapping[str, str]] = (),
+) -> Snapshot:
+    """Put together what the store holds and what this process does.
+
+    Args:
+        name: the circuit's name.
+        circuit: its stored form, None when the store has none or could not be asked.
+        now: the store's time in ms, the shadow's own where there is no store.
+        own: this process's shadow, its decision, its time in ms, its policy and its account, when
+            it uses the circuit.
+        log: the stored transitions, newest first.
+    """
+    fleet = circuit is not None
+    known: dict[str, Any] = {}
+    if own is not None:
+        shadow, decision, at, policy, account = own
+        circuit = circuit if circuit is not None else shadow.local
+        known = {
+            "state": decision.state,
+            "source": decision.source,
+            "retry_after": max(0, decision.until - at) / 1000 if decision.until else 0.0,
+            "mirror_age": None if shadow.alone else max(0, at - shadow.heard) / 1000,
+            "policy": policy.with_numbers(shadow.policy),
+            "policy_mismatch": shadow.explicit and shadow.policy != shadow.offered,
+            "local": MappingProxyType(dict(account)),
+        }
+        if not fleet:
+            now = at
+            header = shadow.header
+            mirrored = State(header.state) if header is not None else None
+            shared = State(shadow.local.state) if shadow.alone else mirrored
+            known |= {
+                "shared_state": shared,
+                "generation": header.v if header is not None else 0,
+                "attempt": header.attempt if header is not None else circuit.attempt,
+            }
+    if circuit is None:
+        return Snapshot(name, State.CLOSED, None, "shared")
+    known = _stored(circuit, now, fleet) | known
+    if log:
+        known["last_trip"] = _trip_of_log(log) or known["last_trip"]
+    return Snapshot(circuit=name, **known)
+
+
+def _stored(c: model.Circuit, now: int, fleet: bool) -> dict[str, Any]:
+    """What one machine's circuit says; the counts of a copy that has moved on to ``now``."""
+    state = c.state
+    left = model.remaining(c.state, c.since, c.duration, now)
+    if c.state.startswith("forced") and left == 0:
+        state = "half_open" if c.state == "forced_open" else "closed"
+    head, policy = c.head, c.policy
+    width = max(1, (policy.window if policy else 1) // model.BUCKETS)
+    recent = c.ring[: max(0, model.BUCKETS - max(0, now // width - head))]
+    window = Window(*(sum(column) for column in zip(*recent, strict=True))) if recent else None
+    return {
+        "state": State(state),
+        "shared_state": State(state),
+        "source": "override" if state.startswith("forced") else "shared",
+        "generation": c.v,
+        "retry_after": left / 1000 if state in ("open", "forced_open") and left > 0 else 0.0,
+        "opened_at": c.since / 1000 if state == "open" and fleet else None,
+        "attempt": c.attempt,
+        "window": window or Window(0, 0, 0),
+        "run": c.run,
+        "totals": MappingProxyType(dict(zip(model.TOTALS, c.totals, strict=True))),
+        "reporters": tuple(
+            ReporterShare(r.id, r.cur + r.prev, r.run, r.last / 1000) for r in c.reporters
+        ),
+        "last_trip": _trip_of_reason(c.reason),
+        "policy": Policy().with_numbers(policy) if policy else None,
+        "fleet": fleet,
+    }
+
+
+def _trip_of_reason(reason: str) -> Trip | None:
+    cause, _, rest = reason.partition(" ")
+    at, _, detail = rest.partition(" ")
+    if cause not in TRIPS:
+        return None
+    return Trip(cause, int(at) / 1000, None, 0, 0, _details(detail))
+
+
+def _trip_of_log(log: Sequence[Mapping[str, str]]) -> Trip | None:
+    for entry in log:
+        if entry.get("cause") in TRIPS:
+            calls, failures, slow, run, active = map(int, entry["evidence"].split(" "))
+            window = Window(calls, failures, slow)
+            at = int(entry["at"]) / 1000
+            return Trip(entry["cause"], at, window, run, active, _details(entry["detail"]))
+    return None
+
+
+def _details(text: str) -> Mapping[str, Any]:
+    try:
+        detail = json.loads(text)
+    except ValueError:
+        return {}
+    return MappingProxyType(detail) if isinstance(detail, dict) else {}

@@ -1,0 +1,99 @@
+"""Threads that run users' code beside the link: listeners of transitions, and health checks."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+LISTENER_QUEUE = 1_000
+
+log = logging.getLogger("distributed_breaker")
+
+
+def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
+    """Start a daemon thread; RuntimeError where no thread can be started."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+class Dispatcher:
+    """Calls listeners in order, from one thread, out of a bounded queue.
+
+    The thread starts with the first event.  A listener that raises is logged, never noticed by
+    the call that made the transition.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[Callable[[Any], object], Any]] = queue.Queue(LISTENER_QUEUE)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.dropped = 0
+
+    def put(self, listener: Callable[[Any], object], event: object) -> None:
+        """Queue one call; when listeners are too slow for the queue, it is dropped and counted."""
+        try:
+            self._queue.put_nowait((listener, event))
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = start_thread("circuit-breaker-listeners", self._run)
+        except (queue.Full, RuntimeError):
+            self.dropped += 1
+
+    def _run(self) -> None:
+        while True:
+            listener, event = self._queue.get()
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener of circuit transitions raised")
+            finally:
+                self._queue.task_done()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until every queued event has been delivered; False after ``timeout`` seconds."""
+        with self._queue.all_tasks_done:
+            return self._queue.all_tasks_done.wait_for(
+                lambda: not self._queue.unfinished_tasks, timeout
+            )
+
+
+class HealthCheck:
+    """A user's function that tells whether the dependency is well: it returns, or raises.
+
+    It becomes the probe of an open circuit once it has passed while the circuit was closed, and
+    stays it unless it runs longer than a permit's lease.
+    """
+
+    def __init__(self, function: Callable[[], object], lease: int) -> None:
+        self.function = function
+        self.passed = False
+        self._lease = lease
+        self._running_since: int | None = None
+
+    def free(self, now: int) -> bool:
+        """Whether it is not running; a check that hangs (ms) loses the trust it had."""
+        since = self._running_since
+        if since is not None and now - since > self._lease:
+            self.passed = False
+        return since is None
+
+    def start(self, now: int, target: Callable[[], None]) -> None:
+        """Run ``target``, which calls the function, in a thread of its own."""
+
+        def run() -> None:
+            try:
+                target()
+            except Exception as error:
+                log.debug("a health check did not pass: %r", error)
+            finally:
+                self._running_since = None
+
+        self._running_since = now
+        try:
+            start_thread("circuit-breaker-health-check", run)
+        except RuntimeError:
+            self._running_since = None

@@ -1,0 +1,191 @@
+"""One step in both twins, and what must be equal afterwards.
+
+A ``Case`` is one step on one stored circuit at one moment.  ``model_answer`` carries it out in
+``distributed_breaker/model.py`` and ``Script.answers`` in ``lua/breaker.lua`` on a server; both
+give an ``Answer``: the reply, the whole hash, the new entries of the log, the expiry of both keys
+and what was pushed.  ``compare`` says in words where two answers differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import redis
+
+from distributed_breaker import model
+from distributed_breaker.model import Step, Stepped
+from distributed_breaker.store import code_of, encode, key_of, script
+
+CIRCUIT = "c"
+# The expiry that a stored circuit has before the step; no step ever sets this one.
+KEPT = 400 * model.DAY
+# By how much a time to live may have run down between the step and the look at it.
+SLACK = 10 * 60_000
+# How many cases travel in one pipeline.
+PIPELINE = 200
+
+Fields = dict[str, str]
+LOGGED = ("old", "new", "v", "at", "cause", "evidence", "detail")
+
+
+class Case(NamedTuple):
+    """One step on a stored circuit (None: there is no key) at ``now``, in milliseconds."""
+
+    before: Fields | None
+    step: Step
+    now: int
+
+
+class Answer(NamedTuple):
+    """All that can be seen of a step.  ``ttl`` is in ms: -1 for none, -2 where there is no key."""
+
+    reply: tuple[str, ...]
+    fields: Fields
+    log: list[tuple[str, ...]]
+    ttl: int
+    log_ttl: int
+    pushed: list[str]
+
+
+class Difference(NamedTuple):
+    """A case on which the twins differ, with both answers."""
+
+    case: Case
+    wanted: Answer
+    got: Answer
+
+    def __str__(self) -> str:
+        lines = [f"the twins differ in {', '.join(differing(self.wanted, self.got))}"]
+        lines += [f"  {name:6} {value!r}" for name, value in self.case._asdict().items()]
+        for name in differing(self.wanted, self.got):
+            lines += [
+                f"  model's {name:8} {getattr(self.wanted, name)!r}",
+                f"  script's {name:7} {getattr(self.got, name)!r}",
+            ]
+        return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------- the model
+
+
+def run_model(case: Case) -> Stepped:
+    """Carry out the step in the model."""
+    circuit = None if case.before is None else model.load(case.before)
+    return model.step(circuit, case.step, case.now)
+
+
+def model_answer(case: Case, stepped: Stepped | None = None) -> Answer:
+    """What the script must answer; ``stepped`` is the model's result where it is known already."""
+    if stepped is None:
+        stepped = run_model(case)
+    circuit, reply, events, expiry, dirty = stepped
+    kept = KEPT if case.before is not None else -1
+    log = [
+        (e.old, e.new, str(e.v), str(case.now), e.cause, e.evidence, e.detail) for e in events
+    ]
+    return Answer(
+        reply=tuple(map(str, reply)),
+        fields=model.dump(circuit) if dirty else case.before or {},
+        log=log,
+        ttl=expiry or kept,
+        log_ttl=(expiry or -1) if log else -2,
+        pushed=[f"{CIRCUIT} {reply.header}"] if log else [],
+    )
+
+
+# ---------------------------------------------------------------------------- the script
+
+
+class Script:
+    """The script on one server, under keys of its own; ``text`` replaces the shipped script."""
+
+    def __init__(self, client: redis.Redis, namespace: str, text: str = "") -> None:
+        self._client = client
+        self._namespace = namespace
+        self._channel = f"cb:0:{namespace}"
+        self._sha: str = client.script_load(text or script())
+        self._pushes: Any = client.pubsub()
+        self._pushes.psubscribe(f"{self._channel}.*")
+        assert self._next_push()["type"] == "psubscribe"
+
+    def close(self) -> None:
+        """Give back the connection that hears the pushes."""
+        self._pushes.close()
+
+    def answers(self, cases: Sequence[Case]) -> list[Answer]:
+        """Carry out the cases in one pipeline, each under keys and a channel of its own."""
+        pipe = self._client.pipeline(transaction=False)
+        send = pipe.execute_command
+        keys = []
+        for number, (before, step, now) in enumerate(cases):
+            key = key_of(self._namespace, str(number))
+            log, channel = key + ":log", f"{self._channel}.{number}"
+            keys += [key, log]
+            if before is not None:
+                send("HSET", key, *[item for pair in before.items() for item in pair])
+                send("PEXPIRE", key, KEPT)
+            send("EVALSHA", self._sha, 2, key, log, *encode(step, channel, CIRCUIT, now))
+            send("HGETALL", key)
+            send("XRANGE", log, "-", "+")
+            send("PTTL", key)
+            send("PTTL", log)
+        send("DEL", *keys)
+        send("PUBLISH", f"{self._channel}.end", "")
+        results = iter(pipe.execute(raise_on_error=False))
+        pushed = self._heard()
+        answers = []
+        for number, case in enumerate(cases):
+            if case.before is not None:
+                next(results)
+                next(results)
+            reply, fields, log, ttl, log_ttl = islice(results, 5)
+            if isinstance(reply, redis.RedisError):
+                reply = (code_of(reply), str(reply))
+            entries = [tuple(entry.get(name, "") for name in LOGGED) for _, entry in log]
+            heard = pushed.get(str(number), [])
+            answers.append(Answer(tuple(reply), fields, entries, ttl, log_ttl, heard))
+        return answers
+
+    def _heard(self) -> dict[str, list[str]]:
+        """What was pushed, by the last part of the channel, up to the mark after all cases."""
+        heard: dict[str, list[str]] = {}
+        while "end" not in heard:
+            message = self._next_push()
+            number = message["channel"].removeprefix(f"{self._channel}.")
+            heard.setdefault(number, []).append(message["data"])
+        return heard
+
+    def _next_push(self) -> dict[str, Any]:
+        message = self._pushes.get_message(timeout=30.0)
+        assert message is not None, "a push did not arrive"
+        return message
+
+
+# ---------------------------------------------------------------------------- the comparison
+
+
+def differing(wanted: Answer, got: Answer) -> list[str]:
+    """The names of what differs.  Times to live may have run down by ``SLACK`` meanwhile."""
+    names = []
+    for name, mine, theirs in zip(Answer._fields, wanted, got, strict=True):
+        same = mine == theirs
+        if name in ("ttl", "log_ttl") and mine > 0:
+            same = mine - SLACK <= theirs <= mine
+        if not same:
+            names.append(name)
+    return names
+
+
+def differences(
+    script: Script, cases: Iterable[tuple[Case, Stepped | None]], pipeline: int = PIPELINE
+) -> Iterator[Difference]:
+    """Carry out every case in both twins and yield those on which they differ."""
+    cases = iter(cases)
+    while some := list(islice(cases, pipeline)):
+        answers = script.answers([case for case, _ in some])
+        for (case, stepped), got in zip(some, answers, strict=True):
+            wanted = model_answer(case, stepped)
+            if differing(wanted, got):
+                yield Difference(case, wanted, got)
