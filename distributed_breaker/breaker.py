@@ -81,16 +81,19 @@ class Permit:
         """The call succeeded."""
         self._settle(Outcome.SUCCESS, self._elapsed())
 
-    def failure(
-        self, exc: BaseException | None = None, open_for: float | None = None
-    ) -> None:
+    def failure(self, exc: BaseException | None = None, open_for: float | None = None) -> None:
         """The call failed.
 
         Args:
             exc: the error, for the record; how it is classified is not asked again.
             open_for: seconds for which the dependency asked to be left alone (Retry-After): the
                 circuit opens at once for that long, without quorum, up to the policy's bound.
+
+        Raises:
+            ValueError: open_for is not a positive number of seconds.
         """
+        if open_for is not None and not 0 < open_for < float("inf"):
+            raise ValueError(f"open_for={open_for!r} must be a positive number of seconds")
         self._settle(Outcome.FAILURE, self._elapsed(), exc, open_for)
 
     def ignore(self) -> None:
@@ -223,7 +226,7 @@ class CircuitBreaker(LinkedCircuit):
         self._slow_ns = None if slow is None else round(slow * 1e9)
         # Whether a return value or a duration must be looked at before it counts as a success.
         self._plain = slow is None and policy.record_result is None
-        super().__init__(name, policy, shadow, clock, self._changed)
+        super().__init__(name, policy, shadow, clock)
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.name!r} {self.state}>"
@@ -367,7 +370,9 @@ class CircuitBreaker(LinkedCircuit):
             return self._wrap_async_generator(function)
         if inspect.isgeneratorfunction(function):
             return self._wrap_generator(function)
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or (
+            inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+        ):
             return self._wrap_coroutine(function)
         return self._wrap_function(function)
 
@@ -591,9 +596,7 @@ class CircuitBreaker(LinkedCircuit):
                     waited = True
                     yield self.first_answer, False
 
-    def _ask(
-        self, decision: Decision
-    ) -> Generator[tuple[Future[Any], bool], Any, Permit | None]:
+    def _ask(self, decision: Decision) -> Generator[tuple[Future[Any], bool], Any, Permit | None]:
         """Ask the store for a permit; None when the circuit turned out to be closed."""
         link = self._link
         assert link is not None
@@ -602,7 +605,9 @@ class CircuitBreaker(LinkedCircuit):
         answer = yield future, True
         if answer is None:
             # R2: an acquire that times out is a rejection; the link cancels it when it can.
-            raise self._refusal(decision._replace(reason="the store did not grant a permit in time"))
+            raise self._refusal(
+                decision._replace(reason="the store did not grant a permit in time")
+            )
         reply, sent = cast(tuple[Reply, int], answer)
         if reply.verdict == "go":
             return None
@@ -831,9 +836,7 @@ def _wait(future: Future[Any], owned: bool) -> Any:
 async def _wait_async(future: Future[Any], owned: bool) -> Any:
     waiting = asyncio.wrap_future(future)
     try:
-        return await asyncio.wait_for(
-            waiting if owned else asyncio.shield(waiting), FIRST_ANSWER
-        )
+        return await asyncio.wait_for(waiting if owned else asyncio.shield(waiting), FIRST_ANSWER)
     except (TimeoutError, StoreUnavailable):
         return None
 

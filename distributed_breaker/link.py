@@ -238,6 +238,8 @@ class Link:
             if running and thread is not None and thread is not threading.current_thread():
                 thread.join(timeout)
         self._store.close()
+        for circuit in list(self._circuits.values()):
+            circuit.degrade()
         while self._requests:
             self._refuse(self._requests.popleft())
 
@@ -397,7 +399,9 @@ class Link:
         if reply.old == "":
             self._to_remember.add(circuit.name)
         if reply.failed:
-            self._say_once(reply.failed, "after-effects were refused by the store: %s", reply.failed)
+            self._say_once(
+                reply.failed, "after-effects were refused by the store: %s", reply.failed
+            )
         if request is None:
             return
         if request.kind == "settle":
@@ -448,9 +452,7 @@ class Link:
         everything, self._poll_all = self._poll_all, False
         self._next_poll = now + POLL
         circuits = [
-            c
-            for c in list(self._circuits.values())
-            if everything or now - c.heard >= POLL - 100
+            c for c in list(self._circuits.values()) if everything or now - c.heard >= POLL - 100
         ]
         for start in range(0, len(circuits), CHUNK):
             part = circuits[start : start + CHUNK]
@@ -477,12 +479,14 @@ class Link:
 
     def _listen_loop(self) -> None:
         """R9: whenever the subscription is (re)confirmed there was a gap, so everything is read."""
+        failures = 0
         while not self._stopping.is_set():
             if not self._up.wait(2.0) or self._stopping.is_set():
                 continue
             subscription: Subscription | None = None
             try:
                 subscription = self._subscription = self._store.subscribe()
+                failures = 0
                 self._poll_all = True
                 self._next_tick = 0
                 self._wake.set()
@@ -492,7 +496,8 @@ class Link:
                 self._wake.set()
                 if error.loud:
                     self._say_once(f"subscribe {error.code}", "pushes cannot be heard: %s", error)
-                self._stopping.wait(self._random.uniform(0.05, 0.5))
+                failures = min(failures + 1, 6)
+                self._stopping.wait(self._random.uniform(0.05, 0.1 * 2**failures))
             except Exception:
                 log.exception("the circuit breakers' subscription failed")
                 self._stopping.wait(1.0)

@@ -58,22 +58,13 @@ class LinkedCircuit:
         policy: this process's policy.
         shadow: who decides.
         clock: where time comes from.
-        notify: is given each Transition, outside the lock.
     """
 
-    def __init__(
-        self,
-        name: str,
-        policy: Policy,
-        shadow: Shadow,
-        clock: Clock,
-        notify: Callable[[Transition], None],
-    ) -> None:
+    def __init__(self, name: str, policy: Policy, shadow: Shadow, clock: Clock) -> None:
         self.name = name
         self.policy = policy
         self._shadow = shadow
         self._clock = clock
-        self._notify = notify
         self._lock = threading.Lock()
         self._era: Era | None = None
         self._refuse_until = 0  # ms; calls before it are refused without a look at anything else
@@ -94,8 +85,9 @@ class LinkedCircuit:
 
     # ------------------------------------------------------------------ deciding
 
-    def _refresh(self, now: int) -> Transition | None:
-        """Make what calls read agree with the shadow's decision.  The lock is held."""
+    def _refresh(self, now: int) -> None:
+        """Make what calls read agree with the shadow's decision.  The lock is held, so that
+        transitions are announced in order."""
         shadow = self._shadow
         old, new = self._decision, shadow.decide(now)
         self._decision = new
@@ -113,34 +105,33 @@ class LinkedCircuit:
                 self._refuse_until = new.until if new.until else _endless(new)
         if new.action != "sync" and not self.first_answer.done():
             self.first_answer.set_result(None)
-        if (old.state, old.source) == (new.state, new.source) or old.action == "sync":
-            return None
+        same = old.state == new.state and (old.source == new.source or new.action == "admit")
+        if same or old.action == "sync":
+            return
         generation, cause = shadow.generation[0], ""
         if new.source in ("shared", "override") and shadow.header is not None:
             cause = shadow.header.cause
         elif new.source != "shared" or shadow.alone:
             generation, cause = shadow.local.v, shadow.local.header.cause
-        return Transition(self.name, old.state, new.state, new.source, cause, generation)
+        self._changed(Transition(self.name, old.state, new.state, new.source, cause, generation))
+
+    def _changed(self, change: Transition) -> None:
+        """Announce a change; the lock is held, so it may only be queued."""
 
     def _retire(self) -> None:
         if self._era is not None:
             self._retired.append(self._era)
             self._era = None
 
-    def _settled(self, change: Transition | None) -> None:
-        if change is not None:
-            self._notify(change)
-
     def decide(self, *, by_check: bool = False) -> Decision:
         """Decide about a call that arrives now; ``ask`` reserves the one acquire in flight."""
         with self._lock:
             now = self._clock.ms()
             self._shadow.tick(now)
-            change = self._refresh(now)
+            self._refresh(now)
             decision = self._shadow.decide(now, by_check=True) if by_check else self._decision
             if decision.action == "ask":
                 self._shadow.asking = True
-        self._settled(change)
         return decision
 
     def acquire_locally(self, token: str) -> tuple[Decision, Generation, Generation]:
@@ -153,9 +144,8 @@ class LinkedCircuit:
                 if reply.verdict != "grant":
                     until = now + reply.value
                     decision = decision._replace(action="refuse", until=until)
-            change = self._refresh(now)
+            self._refresh(now)
             generations = (self._shadow.local_generation, self._shadow.generation)
-        self._settled(change)
         return decision, *generations
 
     def settle_locally(
@@ -166,8 +156,7 @@ class LinkedCircuit:
             now = self._clock.ms()
             self._recorded += 1
             self._shadow.local_settle(token, generation, item, now, shared)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
 
     def operate(self, op: str, kind: str, ttl: int, detail: str) -> Reply:
         """An operator's step where there is no store."""
@@ -175,8 +164,7 @@ class LinkedCircuit:
             now = self._clock.ms()
             self._drain(now)
             reply = self._shadow.operate(now, op, kind, ttl, detail)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
         return reply
 
     # ------------------------------------------------------------------ outcomes
@@ -199,8 +187,7 @@ class LinkedCircuit:
         with self._lock:
             now = self._clock.ms()
             self._drain(now)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
 
     def drain_if_free(self, era: Era) -> None:
         """Take in outcomes at once, unless another thread is just doing so.
@@ -217,10 +204,9 @@ class LinkedCircuit:
                 if era is not self._era and era not in self._retired:
                     self._retired.append(era)
                 self._drain(now)
-                change = self._refresh(now)
+                self._refresh(now)
             finally:
                 self._lock.release()
-            self._settled(change)
 
     # ------------------------------------------------------------------ for the link
 
@@ -229,11 +215,10 @@ class LinkedCircuit:
         with self._lock:
             now = self._clock.ms()
             self._drain(now)
-            change = self._refresh(now)
+            self._refresh(now)
             steps = self._shadow.outgoing(now)
             self._handed += sum(run.count for step in steps for run in step.batch)
             self.sent = now
-        self._settled(change)
         return steps
 
     def step(self, op: str, **arguments: object) -> Step:
@@ -253,8 +238,7 @@ class LinkedCircuit:
                 if reply.verdict == "deny":
                     self._shadow.wait_until = now + reply.value
             again = self._shadow.answered(step, reply, now)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
         return again
 
     def lost(self, step: Step) -> None:
@@ -292,8 +276,7 @@ class LinkedCircuit:
         with self._lock:
             now = self._clock.ms()
             again = self._shadow.hear(header, remaining, now, confirmed)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
         return again
 
     def degrade(self, broken: str = "") -> None:
@@ -303,8 +286,7 @@ class LinkedCircuit:
             self.broken = broken or self.broken
             self._drain(now)
             self._shadow.degrade(now)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
 
     def heal(self) -> None:
         """The store decides again."""
@@ -313,8 +295,7 @@ class LinkedCircuit:
             self.broken = ""
             self._drain(now)
             self._shadow.heal(now)
-            change = self._refresh(now)
-        self._settled(change)
+            self._refresh(now)
 
     def forked(self, reporter: str) -> None:
         """R10: the child drops what the parent has not flushed, and counts as unsynced."""

@@ -191,10 +191,14 @@ class RedisStore:
         """
         commands = [self._command(circuit, step) for circuit, step in steps]
         answers = self._execute(commands)
-        unknown = [i for i, a in enumerate(answers) if isinstance(a, redis.exceptions.NoScriptError)]
+        unknown = [
+            i for i, a in enumerate(answers) if isinstance(a, redis.exceptions.NoScriptError)
+        ]
         if unknown:
             self._load_script()
-            for i, again in zip(unknown, self._execute([commands[i] for i in unknown]), strict=True):
+            for i, again in zip(
+                unknown, self._execute([commands[i] for i in unknown]), strict=True
+            ):
                 answers[i] = again
         return [self._reply(answer) for answer in answers]
 
@@ -310,7 +314,9 @@ class RedisStore:
             version = str(hello.get("version", ""))
         numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
         if numbers and numbers < OLDEST:
-            raise StoreDown("CBOLD", f"the server's version {version} is older than 6.2: upgrade it")
+            raise StoreDown(
+                "CBOLD", f"the server's version {version} is older than 6.2: upgrade it"
+            )
 
     def _load_script(self) -> None:
         if not self._clustered:
@@ -471,5 +477,3 @@ def redacted(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
-
-
