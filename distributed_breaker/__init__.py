@@ -1,8 +1,9 @@
 """A circuit breaker whose circuits are shared by a whole fleet of processes."""
 
-from .breaker import CircuitBreaker, Guard, Permit
+from .breaker import CircuitBreaker
 from .errors import CircuitBreakerOpenException, StoreUnavailable
 from .linked import Transition
+from .permit import Guard, Permit
 from .policy import Outcome, Policy, State
 from .registry import CircuitBreakerRegistry
 from .snapshot import Snapshot

@@ -2,199 +2,40 @@
 
 A closed call reads one attribute, runs the function and appends its outcome; it does no I/O and
 takes no lock.  Everything rarer (rejections, probes, the first call of a process) goes through
-``_admission``, written once as a generator of futures to wait for, and driven by a blocking and
-by an asynchronous driver.
+``admission``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import inspect
 import json
-import os
 import re
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from . import model
-from .errors import CircuitBreakerOpenException, StoreError, StoreUnavailable
-from .link import FIRST_ANSWER, Link, Request
+from .admission import admit, admit_async, result, result_async, wait, wait_async
+from .decorate import decorate
+from .errors import CircuitBreakerOpenException, StoreError
+from .link import Link, Request
 from .linked import FULL, Clock, LinkedCircuit, Transition
-from .model import Reply
+from .permit import Guard, Permit, riding
 from .policy import Outcome, Policy, State
-from .shadow import NO_GENERATION, Bad, Decision, Era, Generation, Shadow, durations
+from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import Snapshot, snapshot_of
 from .workers import Dispatcher, HealthCheck
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-OPERATOR_TIMEOUT = 1.0  # s that an operator's step may take
-MARGIN = 20  # R1: a probe starts only while more than 1/20 of its lease is left
+WAIT = 1.0  # s that an operator's step may take
 
-# The circuits whose permit this context holds: inner calls ride on it and are not counted.
-_riding: ContextVar[tuple[CircuitBreaker, ...]] = ContextVar("circuit_breaker_permits", default=())
 # The guards entered by ``with breaker:`` in this context, innermost last.
 _entered: ContextVar[tuple[Guard, ...]] = ContextVar("circuit_breaker_guards", default=())
-
-
-class Permit:
-    """The right to make one call, and the place to say how it ended.
-
-    The first of ``success``, ``failure`` and ``ignore`` counts; later ones do nothing.
-    """
-
-    __slots__ = ("_began", "_breaker", "_done", "_era", "_local", "_shared", "_start", "_token",
-                 "_until")  # fmt: skip
-
-    def __init__(
-        self,
-        breaker: CircuitBreaker,
-        era: Era | None,
-        token: str = "",
-        local: Generation | None = None,
-        shared: Generation = NO_GENERATION,
-        until: int = 0,
-    ) -> None:
-        self._breaker = breaker
-        self._era = era
-        self._token = token
-        self._local = local  # generation of the local machine, when that gave the permit
-        self._shared = shared
-        self._until = until
-        self._done = False
-        self._began = breaker._clock.ms()
-        self._start = breaker._now_ns()
-
-    @property
-    def is_probe(self) -> bool:
-        """Whether this is a trial call of a half-open circuit."""
-        return bool(self._token)
-
-    def success(self) -> None:
-        """The call succeeded."""
-        self._settle(Outcome.SUCCESS, self._elapsed())
-
-    def failure(self, exc: BaseException | None = None, open_for: float | None = None) -> None:
-        """The call failed.
-
-        Args:
-            exc: the error, for the record; how it is classified is not asked again.
-            open_for: seconds for which the dependency asked to be left alone (Retry-After): the
-                circuit opens at once for that long, without quorum, up to the policy's bound.
-
-        Raises:
-            ValueError: open_for is not a positive number of seconds.
-        """
-        if open_for is not None and not 0 < open_for < float("inf"):
-            raise ValueError(f"open_for={open_for!r} must be a positive number of seconds")
-        self._settle(Outcome.FAILURE, self._elapsed(), exc, open_for)
-
-    def ignore(self) -> None:
-        """The call says nothing about the dependency; a held permit is given back."""
-        self._settle(Outcome.IGNORED, self._elapsed())
-
-    def _elapsed(self) -> int:
-        return self._breaker._now_ns() - self._start
-
-    def _ended(self, error: BaseException | None, result: object = None) -> None:
-        """Settle by how a block or function ended."""
-        if self._done:
-            return
-        if error is not None:
-            self._settle_error(error, self._elapsed())
-        else:
-            self._settle_result(result, self._elapsed())
-
-    def _settle_result(self, result: object, duration: int) -> None:
-        failed = self._breaker._is_failure(result)
-        self._settle(Outcome.FAILURE if failed else Outcome.SUCCESS, duration)
-
-    def _settle_error(self, error: BaseException, duration: int) -> None:
-        self._settle(self._breaker.policy.outcome_of(error), duration, error)
-
-    def _settle(
-        self,
-        outcome: Outcome,
-        duration: int,
-        error: BaseException | None = None,
-        open_for: float | None = None,
-    ) -> None:
-        if self._done:
-            return
-        self._done = True
-        breaker = self._breaker
-        wait = 0 if open_for is None else max(1, round(open_for * 1000))
-        if self._era is not None:
-            breaker._record(self._era, outcome, duration, self._began, error, wait)
-        elif self._token:
-            item = breaker._item(outcome, duration, self._began, error, wait)
-            if self._local is not None:
-                breaker.settle_locally(self._token, self._local, item, self._shared)
-                breaker._link_nudge()
-            else:
-                breaker._settle_shared(self._token, self._shared, item, self._until)
-
-
-class Guard:
-    """A guarded block: ``with breaker.guard() as call`` or ``async with``.
-
-    ``call.failure()`` and ``call.ignore()`` override what the block's end says.
-    """
-
-    __slots__ = ("_breaker", "_by_check", "_permit", "_ride")
-
-    def __init__(self, breaker: CircuitBreaker, by_check: bool = False) -> None:
-        self._breaker = breaker
-        self._by_check = by_check
-        self._permit: Permit | None = None
-        self._ride: tuple[CircuitBreaker, ...] | None = None
-
-    def __enter__(self) -> Permit:
-        breaker = self._breaker
-        era = breaker._era
-        permit = Permit(breaker, era) if era is not None else breaker._admit(self._by_check)
-        return self._began(permit)
-
-    async def __aenter__(self) -> Permit:
-        breaker = self._breaker
-        era = breaker._era
-        permit = Permit(breaker, era) if era is not None else await breaker._admit_async()
-        return self._began(permit)
-
-    def _began(self, permit: Permit) -> Permit:
-        self._permit = permit
-        if permit._token:
-            self._ride = _riding.get()
-            _riding.set((*self._ride, self._breaker))
-        return permit
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        permit, self._permit = self._permit, None
-        if self._ride is not None:
-            _riding.set(self._ride)
-            self._ride = None
-        if permit is not None:
-            permit._ended(error)
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(kind, error, traceback)
 
 
 class CircuitBreaker(LinkedCircuit):
@@ -362,138 +203,7 @@ class CircuitBreaker(LinkedCircuit):
         Generators are admitted at the first ``next``; their outcome comes at the end, an early
         close is ignored, and their duration is the time inside ``next`` only.
         """
-        if isinstance(function, staticmethod | classmethod):
-            return type(function)(self(function.__func__))
-        if not callable(function):
-            raise TypeError(f"{function!r} cannot be called, so it cannot be protected")
-        if inspect.isasyncgenfunction(function):
-            return self._wrap_async_generator(function)
-        if inspect.isgeneratorfunction(function):
-            return self._wrap_generator(function)
-        if inspect.iscoroutinefunction(function) or (
-            inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-        ):
-            return self._wrap_coroutine(function)
-        return self._wrap_function(function)
-
-    def _wrap_function(self, function: Callable[..., T]) -> Callable[..., T]:
-        if not self._plain:
-            return self._wrap_judged_function(function)
-        clock = self._now_ns
-
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> T:
-            era = self._era
-            if era is None:
-                return self._call_guarded(function, args, kwargs)
-            start = clock()
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:
-                self._raised(era, error, start)
-                raise
-            era.append(clock() - start)
-            if len(era.tally) > FULL:
-                self.drain_if_free(era)
-            return result
-
-        return guarded
-
-    def _wrap_judged_function(self, function: Callable[..., T]) -> Callable[..., T]:
-        clock = self._now_ns
-
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> T:
-            era = self._era
-            if era is None:
-                return self._call_guarded(function, args, kwargs)
-            start = clock()
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:
-                self._raised(era, error, start)
-                raise
-            self._returned(era, result, start)
-            return result
-
-        return guarded
-
-    def _wrap_coroutine(self, function: Callable[..., Awaitable[T]]) -> Callable[..., Any]:
-        clock = self._now_ns
-
-        @functools.wraps(function)
-        async def guarded(*args: Any, **kwargs: Any) -> T:
-            era = self._era
-            if era is None:
-                return await self._call_guarded_async(function, args, kwargs)
-            start = clock()
-            try:
-                result = await function(*args, **kwargs)
-            except BaseException as error:
-                self._raised(era, error, start)
-                raise
-            self._returned(era, result, start)
-            return result
-
-        return guarded
-
-    def _wrap_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            permit = self.acquire()
-            inner = function(*args, **kwargs)
-            resume, value, spent = inner.send, None, 0
-            while True:
-                start = self._now_ns()
-                try:
-                    item = resume(value)
-                except StopIteration as end:
-                    permit._settle_result(end.value, spent + self._now_ns() - start)
-                    return end.value
-                except BaseException as error:
-                    permit._settle_error(error, spent + self._now_ns() - start)
-                    raise
-                spent += self._now_ns() - start
-                try:
-                    value = yield item
-                    resume = inner.send
-                except GeneratorExit:
-                    permit.ignore()
-                    inner.close()
-                    raise
-                except BaseException as error:
-                    resume, value = inner.throw, error
-
-        return guarded
-
-    def _wrap_async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            permit = await self.acquire_async()
-            inner = function(*args, **kwargs)
-            resume, value, spent = inner.asend, None, 0
-            while True:
-                start = self._now_ns()
-                try:
-                    item = await resume(value)
-                except StopAsyncIteration:
-                    permit._settle_result(None, spent + self._now_ns() - start)
-                    return
-                except BaseException as error:
-                    permit._settle_error(error, spent + self._now_ns() - start)
-                    raise
-                spent += self._now_ns() - start
-                try:
-                    value = yield item
-                    resume = inner.asend
-                except GeneratorExit:
-                    permit.ignore()
-                    await inner.aclose()
-                    raise
-                except BaseException as error:
-                    resume, value = inner.athrow, error
-
-        return guarded
+        return decorate(self, function)
 
     # ------------------------------------------------------------------ outcomes
 
@@ -559,97 +269,17 @@ class CircuitBreaker(LinkedCircuit):
 
     # ------------------------------------------------------------------ admission
 
-    def _admission(self, by_check: bool) -> Generator[tuple[Future[Any], bool], Any, Permit]:
-        """Admit a call that the one attribute did not admit; written once for sync and async.
-
-        Yields (future, whether to wait for it at most FIRST_ANSWER seconds) and is sent its result,
-        or None when it did not come in time or failed.
-        """
-        if self in _riding.get():
-            return Permit(self, None)
-        waited = False
-        while True:
-            decision = self.decide(by_check=by_check)
-            era = self._era
-            if decision.action == "admit":
-                if era is not None:
-                    return Permit(self, era)
-            elif decision.action == "refuse":
-                raise self._refusal(decision)
-            elif decision.action == "probe":
-                token = _token()
-                decision, local, shared = self.acquire_locally(token)
-                if decision.action == "probe":
-                    return Permit(self, None, token, local, shared)
-                if decision.action == "refuse":
-                    raise self._refusal(decision)
-            elif decision.action == "ask":
-                permit = yield from self._ask(decision)
-                if permit is not None:
-                    return permit
-            else:
-                link = self._link
-                assert link is not None
-                if waited or link.impatient or link.down or not link.ensure_started():
-                    link.missed_first_answer(self)
-                else:
-                    waited = True
-                    yield self.first_answer, False
-
-    def _ask(self, decision: Decision) -> Generator[tuple[Future[Any], bool], Any, Permit | None]:
-        """Ask the store for a permit; None when the circuit turned out to be closed."""
-        link = self._link
-        assert link is not None
-        arguments = {"op": "acquire", "token": _token()}
-        future = link.submit(Request("acquire", self, arguments))
-        answer = yield future, True
-        if answer is None:
-            # R2: an acquire that times out is a rejection; the link cancels it when it can.
-            raise self._refusal(
-                decision._replace(reason="the store did not grant a permit in time")
-            )
-        reply, sent = cast(tuple[Reply, int], answer)
-        if reply.verdict == "go":
-            return None
-        if reply.verdict == "grant":
-            until = sent + reply.value - reply.value // MARGIN
-            if self._clock.ms() < until:
-                header = model.load_header(reply.header)
-                generation = (header.v, header.nonce)
-                return Permit(self, None, arguments["token"], None, generation, until)
-            # R1: a grant that was delayed on its way is dead on arrival.
-            link.submit(Request("cancel", self, {"op": "cancel", "token": arguments["token"]}))
-        raise self._refusal(self.decide_again(decision))
-
-    def decide_again(self, decision: Decision) -> Decision:
-        """The present refusal, or the old decision with what has become known."""
-        with self._lock:
-            now = self._shadow.decide(self._clock.ms())
-        return now if now.action == "refuse" else decision._replace(reason="all permits are out")
-
     def _admit(self, by_check: bool = False) -> Permit:
-        if self._clock.ms() < self._refuse_until and not _riding.get():
-            raise self._refusal(self._decision)
-        admission = self._admission(by_check)
-        try:
-            future, owned = next(admission)
-            while True:
-                future, owned = admission.send(_wait(future, owned))
-        except StopIteration as end:
-            return cast(Permit, end.value)
+        if self._clock.ms() < self._refuse_until and not riding.get():
+            raise self.refusal(self._decision)
+        return admit(self, by_check=by_check)
 
     async def _admit_async(self) -> Permit:
-        if self._clock.ms() < self._refuse_until and not _riding.get():
-            raise self._refusal(self._decision)
-        admission = self._admission(False)
-        try:
-            future, owned = next(admission)
-            while True:
-                future, owned = admission.send(await _wait_async(future, owned))
-        except StopIteration as end:
-            return cast(Permit, end.value)
+        if self._clock.ms() < self._refuse_until and not riding.get():
+            raise self.refusal(self._decision)
+        return await admit_async(self)
 
-    def _refusal(self, decision: Decision) -> CircuitBreakerOpenException:
+    def refusal(self, decision: Decision) -> CircuitBreakerOpenException:
         """Count a rejection and make its exception."""
         rejections = self._rejections
         rejections.append(None)
@@ -716,10 +346,8 @@ class CircuitBreaker(LinkedCircuit):
             now = self._clock.ms()
             self._drain(now)
             self._shadow.tick(now)
-            change = self._refresh(now)
-            decision = self._decision
-        self._settled(change)
-        return decision
+            self._refresh(now)
+            return self._decision
 
     def snapshot(self) -> Snapshot:
         """The circuit at this moment, frozen: the fleet's counts and what this process does.
@@ -727,11 +355,11 @@ class CircuitBreaker(LinkedCircuit):
         Asks the store (at most 0.3 s); when it does not answer, the counts are this process's own
         and ``fleet`` is False.
         """
-        return self._snapshot(_wait(self._reading(), True))
+        return self._snapshot(wait(self._reading(), True))
 
     async def snapshot_async(self) -> Snapshot:
         """The same without blocking the event loop."""
-        return self._snapshot(await _wait_async(self._reading(), True))
+        return self._snapshot(await wait_async(self._reading(), True))
 
     def _reading(self) -> Future[Any]:
         if self._link is not None:
@@ -768,99 +396,54 @@ class CircuitBreaker(LinkedCircuit):
             StoreUnavailable: the store was not reached, and nothing changed here; after a timeout
                 the message says that the outcome is unknown.
         """
-        result(self._operate("reset", actor, reason))
+        result(self._operate("reset", actor, reason), WAIT)
 
     def force_open(self, *, actor: str = "", reason: str = "", ttl: float | None = None) -> None:
         """Refuse all calls of the whole fleet until released, or for ``ttl`` seconds."""
-        result(self._operate("override", actor, reason, "forced_open", ttl))
+        result(self._override("forced_open", actor, reason, ttl), WAIT)
 
     def force_closed(self, *, actor: str = "", reason: str = "", ttl: float | None = None) -> None:
         """Admit all calls of the whole fleet until released, or for ``ttl`` seconds."""
-        result(self._operate("override", actor, reason, "forced_closed", ttl))
+        result(self._override("forced_closed", actor, reason, ttl), WAIT)
 
     def release(self, *, actor: str = "", reason: str = "") -> None:
         """End an override: forced_open goes on to half_open, forced_closed to closed."""
-        result(self._operate("release", actor, reason))
+        result(self._operate("release", actor, reason), WAIT)
 
     async def reset_async(self, *, actor: str = "", reason: str = "") -> None:
         """See ``reset``."""
-        await result_async(self._operate("reset", actor, reason))
+        await result_async(self._operate("reset", actor, reason), WAIT)
 
     async def force_open_async(
         self, *, actor: str = "", reason: str = "", ttl: float | None = None
     ) -> None:
         """See ``force_open``."""
-        await result_async(self._operate("override", actor, reason, "forced_open", ttl))
+        await result_async(self._override("forced_open", actor, reason, ttl), WAIT)
 
     async def force_closed_async(
         self, *, actor: str = "", reason: str = "", ttl: float | None = None
     ) -> None:
         """See ``force_closed``."""
-        await result_async(self._operate("override", actor, reason, "forced_closed", ttl))
+        await result_async(self._override("forced_closed", actor, reason, ttl), WAIT)
 
     async def release_async(self, *, actor: str = "", reason: str = "") -> None:
         """See ``release``."""
-        await result_async(self._operate("release", actor, reason))
+        await result_async(self._operate("release", actor, reason), WAIT)
 
-    def _operate(
-        self, op: str, actor: str, reason: str, kind: str = "i", ttl: float | None = None
-    ) -> Future[Any]:
+    def _override(self, kind: str, actor: str, reason: str, ttl: float | None) -> Future[Any]:
         if ttl is not None and not 0.001 <= ttl <= 31_536_000:
             raise ValueError(f"ttl={ttl!r} must lie between 0.001 and 31536000 seconds, or be None")
         ms = -1 if ttl is None else round(ttl * 1000)
+        return self._operate("override", actor, reason, kind=kind, ttl=ms)
+
+    def _operate(self, op: str, actor: str, reason: str, **arguments: Any) -> Future[Any]:
         detail = self._detail(None, actor=actor[:100], reason=reason[:200])
         if self._link is not None:
-            arguments: dict[str, Any] = {"op": op, "detail": detail}
-            if op == "override":
-                arguments |= {"kind": kind, "ttl": ms}
-            return self._link.submit(Request("operate", self, arguments))
+            step = {"op": op, "detail": detail, **arguments}
+            return self._link.submit(Request("operate", self, step))
         done: Future[Any] = Future()
-        done.set_result((self.operate(op, kind, ms, detail), 0))
+        done.set_result((self.operate(op, detail, **arguments), 0))
         return done
-
-
-# ---------------------------------------------------------------------------- waiting
-
-
-def _wait(future: Future[Any], owned: bool) -> Any:
-    try:
-        return future.result(FIRST_ANSWER)
-    except FutureTimeout:
-        if owned:
-            future.cancel()
-        return None
-    except StoreUnavailable:
-        return None
-
-
-async def _wait_async(future: Future[Any], owned: bool) -> Any:
-    waiting = asyncio.wrap_future(future)
-    try:
-        return await asyncio.wait_for(waiting if owned else asyncio.shield(waiting), FIRST_ANSWER)
-    except (TimeoutError, StoreUnavailable):
-        return None
-
-
-def result(future: Future[Any], timeout: float = OPERATOR_TIMEOUT) -> Any:
-    """An answer that only an operator waits for; StoreUnavailable when none comes in time."""
-    try:
-        return future.result(timeout)
-    except FutureTimeout:
-        future.cancel()
-        raise _too_late(timeout) from None
-
-
-async def result_async(future: Future[Any], timeout: float = OPERATOR_TIMEOUT) -> Any:
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
-    except TimeoutError:
-        raise _too_late(timeout) from None
-
-
-def _too_late(timeout: float) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"no answer from the store within {timeout:g} s: it is unknown whether it was carried out"
-    )
 
 
 # ---------------------------------------------------------------------------- small parts
@@ -872,10 +455,6 @@ def stored_circuit(fields: dict[str, str] | StoreError) -> model.Circuit | None:
         return None if isinstance(fields, StoreError) else model.load(fields)
     except (StoreError, ValueError):
         return None
-
-
-def _token() -> str:
-    return os.urandom(8).hex()
 
 
 @functools.cache

@@ -134,6 +134,12 @@ class LinkedCircuit:
                 self._shadow.asking = True
         return decision
 
+    def decide_again(self, decision: Decision) -> Decision:
+        """The present refusal, or the old decision with what has become known."""
+        with self._lock:
+            now = self._shadow.decide(self._clock.ms())
+        return now if now.action == "refuse" else decision._replace(reason="all permits are out")
+
     def acquire_locally(self, token: str) -> tuple[Decision, Generation, Generation]:
         """Take a permit of the local machine: the decision, its generation and the shared one."""
         with self._lock:
@@ -158,12 +164,12 @@ class LinkedCircuit:
             self._shadow.local_settle(token, generation, item, now, shared)
             self._refresh(now)
 
-    def operate(self, op: str, kind: str, ttl: int, detail: str) -> Reply:
+    def operate(self, op: str, detail: str, **arguments: object) -> Reply:
         """An operator's step where there is no store."""
         with self._lock:
             now = self._clock.ms()
             self._drain(now)
-            reply = self._shadow.operate(now, op, kind, ttl, detail)
+            reply = self._shadow.operate(now, op, detail, **arguments)
             self._refresh(now)
         return reply
 
@@ -338,7 +344,7 @@ class LinkedCircuit:
         return self._shadow.heard
 
     def deadline(self) -> tuple[int | None, bool]:
-        """When the mirrored open or forced state ends (ms; None: never), and whether it is forced."""
+        """When the mirrored open or forced state ends (ms; None: never), and if it is forced."""
         header = self._shadow.header
         if header is None or header.state in ("closed", "half_open"):
             return None, False

@@ -64,7 +64,7 @@ class Run(NamedTuple):
     """
 
     kind: str
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # it hides tuple.count, which nobody needs here
     open_for: int = 0
     age: int = -1
 

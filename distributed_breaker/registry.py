@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from .breaker import CircuitBreaker, result, result_async, stored_circuit
+from .admission import result, result_async
+from .breaker import CircuitBreaker, stored_circuit
 from .errors import StoreError, StoreUnavailable
 from .link import Link, Request
 from .linked import SYSTEM_CLOCK, Clock, LinkedCircuit
@@ -194,7 +195,8 @@ class CircuitBreakerRegistry:
 
     def _reading(self) -> Future[Any]:
         store, link = self._store, self._link
-        assert store is not None and link is not None
+        assert store is not None
+        assert link is not None
 
         def look() -> tuple[list[str], int, list[dict[str, str] | StoreError]]:
             names = sorted({*store.names(), *self._breakers})

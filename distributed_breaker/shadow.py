@@ -325,10 +325,10 @@ class Shadow:
             self.deltas.update(durations([item.duration]))
             self._queue(Pending(shared, item.kind, 1, 0, item.began))
 
-    def operate(self, now: int, op: str, kind: str, ttl: int, detail: str) -> Reply:
+    def operate(self, now: int, op: str, detail: str, **arguments: object) -> Reply:
         """An operator's step on the local machine, where it is the circuit."""
         self.detail = detail
-        return self._local_step(op, now, kind=kind or "i", ttl=ttl)
+        return self._local_step(op, now, **arguments)
 
     # ------------------------------------------------------------------ degraded and back
 

@@ -23,6 +23,9 @@ class Window(NamedTuple):
     slow: int
 
 
+NO_CALLS = Window(0, 0, 0)
+
+
 class Trip(NamedTuple):
     """Why and on what evidence a circuit opened last.
 
@@ -83,7 +86,7 @@ class Snapshot:
     retry_after: float = 0.0
     opened_at: float | None = None
     attempt: int = 0
-    window: Window = Window(0, 0, 0)
+    window: Window = NO_CALLS
     run: int = 0
     totals: Mapping[str, int] = field(default_factory=dict)
     reporters: tuple[ReporterShare, ...] = ()
@@ -162,7 +165,7 @@ def _stored(c: model.Circuit, now: int, fleet: bool) -> dict[str, Any]:
         "retry_after": left / 1000 if state in ("open", "forced_open") and left > 0 else 0.0,
         "opened_at": c.since / 1000 if state == "open" and fleet else None,
         "attempt": c.attempt,
-        "window": window or Window(0, 0, 0),
+        "window": window or NO_CALLS,
         "run": c.run,
         "totals": MappingProxyType(dict(zip(model.TOTALS, c.totals, strict=True))),
         "reporters": tuple(

@@ -22,7 +22,6 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-
 from .errors import StoreError
 from .model import Reply, Run, Step
 

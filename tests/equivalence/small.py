@@ -1,6 +1,6 @@
 """Small policies, everything that can be done to a circuit under them, and all its states.
 
-``explore`` goes breadth first over the states that a small policy can reach and yields every
+``Exploration`` goes breadth first over the states that a small policy can reach and yields every
 operation in every state.  Times lie on a grid of ``tick`` ms, on which also the policy's durations
 lie, so the states are finite once they are seen as ``shape`` sees them: relative to now, without
 what no rule looks at (counters, texts, the exact generation), names in order of appearance, and
@@ -11,7 +11,8 @@ numbers are compared, but not followed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, product
 from typing import NamedTuple
@@ -20,13 +21,14 @@ from distributed_breaker import model
 from distributed_breaker.model import NOTHING, Circuit, Known, Run, Step, Stepped
 from distributed_breaker.policy import Numbers
 
-from tests.equivalence.twins import Case
+from tests.equivalence.twins import Case, Fields, run_model
 
 # A multiple of every tick, so that the grid lies on the buckets' bounds.
 NOON = 1_764_000_000_000
 SECOND = 1000
 # Deadlines further away than this many ticks are alike: no path of single ticks gets there.
 FAR = 8
+Shape = tuple[object, ...]
 FORCED = ("forced_open", "forced_closed")
 UNKNOWN = "nobody"
 
@@ -134,6 +136,17 @@ SMALL = (
 )
 
 
+class Place(NamedTuple):
+    """One stored circuit at one moment."""
+
+    fields: Fields | None
+    now: int
+
+    def circuit(self) -> Circuit | None:
+        """The circuit, unpacked anew."""
+        return None if self.fields is None else model.load(self.fields)
+
+
 class Edge(NamedTuple):
     """One operation at one moment; ``follow`` is False where its result is only compared."""
 
@@ -154,7 +167,7 @@ class Alphabet:
 
     def _step(self, op: str, jitter: str = "", **arguments: object) -> Step:
         nonce = (jitter or self.small.jitters[0]) + f"{next(self._number) * 40_503 % 65_536:04x}"
-        return Step(op, nonce, arguments.pop("policy", self.small.numbers), **arguments)  # type: ignore[arg-type]
+        return Step(op, nonce, arguments.pop("policy", self.small.numbers), **arguments)
 
     def edges(self, c: Circuit | None, now: int) -> Iterator[Edge]:
         """Every operation now, and a few of them around every deadline."""
@@ -259,16 +272,17 @@ def knows(c: Circuit | None, now: int) -> Known:
 
 
 def knowledge(c: Circuit | None, small: Small, now: int) -> Iterator[Known]:
-    """Nothing, and every state with and without time left as an older or a newer generation."""
+    """Nothing, and every state with and without time left, newer and (while it counts) older."""
     yield NOTHING
-    v = c.v if c is not None else now - 1000
+    v = c.v if c is not None else now - SECOND
+    fresh = c is not None and c.fresh and (small.rewinds or now - c.since < model.FRESH)
     lefts = {"closed": (0,), "half_open": (0,), "open": (0, small.tick)}
     lefts |= {state: (0, small.tick, -1) for state in FORCED}
-    for state in ("closed", "open", "half_open", *FORCED):
-        for left in lefts[state]:
+    for state, remaining in lefts.items():
+        for left in remaining:
             attempt = 1 if state == "open" else 0
             yield Known(v + 1, "0000000e", state, left, attempt)
-            if c is not None and c.fresh:
+            if fresh:
                 yield Known(v - 1, "0000000e", state, left, attempt)
 
 
@@ -277,6 +291,8 @@ def odd_knowledge(c: Circuit | None, small: Small, now: int) -> Iterator[Known]:
     if c is None:
         return
     yield Known(c.v, "0000000e", "forced_open", -1, 0)
+    yield Known(c.v - 1, "0000000e", "forced_open", -1, 0)
+    yield Known(c.v + 1, "0000000e", "closed", 0, 0)
     yield Known(c.v + 1, "0000000e", "open", small.tick, model.MAX_ATTEMPT)
     left = max(0, model.remaining(c.state, c.since, c.duration, now))
     for more in (model.FRESH_MARGIN, model.FRESH_MARGIN + 1):
@@ -299,7 +315,7 @@ def moments(c: Circuit | None, small: Small, now: int) -> set[int]:
 # ---------------------------------------------------------------------------- states
 
 
-def shape(c: Circuit | None, small: Small, now: int) -> tuple[object, ...]:
+def shape(c: Circuit | None, small: Small, now: int) -> Shape:
     """What the rules see of a circuit: two circuits of one shape behave alike from now on."""
     if c is None:
         return ()
@@ -313,12 +329,13 @@ def shape(c: Circuit | None, small: Small, now: int) -> tuple[object, ...]:
         c.state,
         p,
         until(c.since + model.FRESH) if c.fresh else 0,
+        c.fresh and small.rewinds,
         until(c.since + c.duration) if timed else 0,
         c.duration if small.rewinds or c.state != "closed" else 0,
         c.since > now,
         attempt_of(c, p),
         c.successes,
-        tuple((min(until(s.since + s.lease), 2 * small.tick), s.since > now) for s in c.slots),
+        tuple(until(min(s.since, now) + s.lease) for s in c.slots),
         named(small.tokens, [s.token for s in c.slots]),
         min(c.run, p.failure_threshold) if c.state == "closed" else 0,
         window_of(c, p, now),
@@ -343,7 +360,7 @@ def named(names: tuple[str, ...], used: list[str]) -> tuple[int, ...]:
     return tuple(order.index(name) if name in order else -1 for name in used)
 
 
-def window_of(c: Circuit, p: Numbers, now: int) -> tuple[object, ...]:
+def window_of(c: Circuit, p: Numbers, now: int) -> Shape:
     """What the rate rules look at, by age."""
     if c.state != "closed" or (p.failure_rate == 0 and p.slow_call_rate == 0):
         return ()
@@ -355,7 +372,7 @@ def window_of(c: Circuit, p: Numbers, now: int) -> tuple[object, ...]:
     )
 
 
-def shares_of(c: Circuit, p: Numbers, now: int, until) -> tuple[object, ...]:  # type: ignore[no-untyped-def]
+def shares_of(c: Circuit, p: Numbers, now: int, until: Callable[[int], int]) -> Shape:
     """What the quorum looks at: who was active, and each one's share up to what it may count."""
     if p.quorum < 2:
         return ()
@@ -375,45 +392,63 @@ def shares_of(c: Circuit, p: Numbers, now: int, until) -> tuple[object, ...]:  #
 # ---------------------------------------------------------------------------- exploration
 
 
-class Edged(NamedTuple):
-    """One transition of the exploration: a case and the model's result for it."""
+class Exploration:
+    """Iterating over it goes through every operation in every state, breadth first.
 
-    case: Case
-    stepped: Stepped
-    known_state: bool
-
-
-def explore(small: Small, most: int = 1_000_000) -> Iterator[tuple[Case, Stepped]]:
-    """Every operation in every state that can be reached, breadth first.
-
-    Ends by itself, or with an error after ``most`` states: a bound that cuts nothing off.
+    It ends by itself.  Then ``states`` holds one circuit of each shape, and ``others`` another one
+    of the same shape, where there was one.
     """
-    alphabet = Alphabet(small)
-    frontier: list[tuple[dict[str, str] | None, int]] = [(None, NOON)]
-    seen = {shape(None, small, NOON)}
 
-    def visit(c: Circuit, fields: dict[str, str], now: int) -> None:
-        if sum(bucket[0] for bucket in c.ring) > small.most_calls:
+    def __init__(self, small: Small) -> None:
+        self.small = small
+        self.alphabet = Alphabet(small)
+        self.states: dict[Shape, Place] = {shape(None, small, NOON): Place(None, NOON)}
+        self.others: dict[Shape, Place] = {}
+
+    def __iter__(self) -> Iterator[tuple[Case, Stepped]]:
+        frontier = list(self.states.values())
+        while frontier:
+            later: list[Place] = []
+            for place in frontier:
+                for edge in self.alphabet.edges(place.circuit(), place.now):
+                    case = Case(place.fields, edge.step, edge.now)
+                    stepped = run_model(case)
+                    yield case, stepped
+                    if edge.follow:
+                        after = model.dump(stepped.circuit) if stepped.dirty else place.fields
+                        later += self._visit(stepped.circuit, after, edge.now)
+                for moment in self._later(place):
+                    later += self._visit(place.circuit(), place.fields, moment)
+            frontier = later
+
+    def outcomes(self, place: Place) -> Counter[tuple[object, ...]]:
+        """What may come next in one state, as far as the rules see it."""
+        next_ones: Counter[tuple[object, ...]] = Counter()
+        for step, now, follow in self.alphabet.edges(place.circuit(), place.now):
+            if follow:
+                circuit, reply, *_ = run_model(Case(place.fields, step, now))
+                after = shape(circuit, self.small, now)
+                next_ones[(step.op, step.kind, reply.verdict, reply.cause, after)] += 1
+        for moment in self._later(place):
+            next_ones[(shape(place.circuit(), self.small, moment),)] += 1
+        return next_ones
+
+    def _later(self, place: Place) -> Iterator[int]:
+        c = place.circuit()
+        if c is None:
             return
-        key = shape(c, small, now)
-        if key not in seen:
-            seen.add(key)
-            later.append((fields, now))
-            assert len(seen) <= most, f"{small.name}: more than {most} states"
+        yield from (place.now + jump for jump in self.small.jumps)
+        # To before the last transition, and not again before the next step.
+        if self.small.rewinds and c.since <= place.now:
+            yield c.since - self.small.tick
 
-    while frontier:
-        later: list[tuple[dict[str, str] | None, int]] = []
-        for before, now in frontier:
-            c = None if before is None else model.load(before)
-            for step, moment, follow in alphabet.edges(c, now):
-                case = Case(before, step, moment)
-                stepped = model.step(None if before is None else model.load(before), step, moment)
-                yield case, stepped
-                if follow:
-                    after = model.dump(stepped.circuit) if stepped.dirty else before
-                    visit(stepped.circuit, after, moment)
-            if c is not None:
-                jumps = small.jumps + ((-small.tick,) if small.rewinds and now >= NOON else ())
-                for jump in jumps:
-                    visit(c, before, now + jump)
-        frontier = later
+    def _visit(self, c: Circuit | None, fields: Fields | None, now: int) -> list[Place]:
+        if c is not None and sum(bucket[0] for bucket in c.ring) > self.small.most_calls:
+            return []
+        key, place = shape(c, self.small, now), Place(fields, now)
+        if key in self.states:
+            if self.states[key].fields != fields:
+                self.others[key] = place
+            return []
+        self.states[key] = place
+        return [place]

@@ -1,0 +1,169 @@
+"""The right to make one call: permits, and the guarded blocks that hold one."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .policy import Outcome
+from .shadow import NO_GENERATION, Era, Generation
+
+if TYPE_CHECKING:
+    from .breaker import CircuitBreaker
+
+# The circuits whose permit this context holds: inner calls ride on it and are not counted.
+riding: ContextVar[tuple[CircuitBreaker, ...]] = ContextVar("circuit_breaker_permits", default=())
+
+
+class Permit:
+    """The right to make one call, and the place to say how it ended.
+
+    The first of ``success``, ``failure`` and ``ignore`` counts; later ones do nothing.
+    """
+
+    __slots__ = ("_began", "_breaker", "_done", "_era", "_local", "_shared", "_start", "_token",
+                 "_until")  # fmt: skip
+
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        era: Era | None,
+        token: str = "",
+        local: Generation | None = None,
+        shared: Generation = NO_GENERATION,
+        until: int = 0,
+    ) -> None:
+        self._breaker = breaker
+        self._era = era
+        self._token = token
+        self._local = local  # generation of the local machine, when that gave the permit
+        self._shared = shared
+        self._until = until
+        self._done = False
+        self._began = breaker._clock.ms()
+        self._start = breaker._now_ns()
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether this is a trial call of a half-open circuit."""
+        return bool(self._token)
+
+    def success(self) -> None:
+        """The call succeeded."""
+        self._settle(Outcome.SUCCESS, self._elapsed())
+
+    def failure(self, exc: BaseException | None = None, open_for: float | None = None) -> None:
+        """The call failed.
+
+        Args:
+            exc: the error, for the record; how it is classified is not asked again.
+            open_for: seconds for which the dependency asked to be left alone (Retry-After): the
+                circuit opens at once for that long, without quorum, up to the policy's bound.
+
+        Raises:
+            ValueError: open_for is not a positive number of seconds.
+        """
+        if open_for is not None and not 0 < open_for < float("inf"):
+            raise ValueError(f"open_for={open_for!r} must be a positive number of seconds")
+        self._settle(Outcome.FAILURE, self._elapsed(), exc, open_for)
+
+    def ignore(self) -> None:
+        """The call says nothing about the dependency; a held permit is given back."""
+        self._settle(Outcome.IGNORED, self._elapsed())
+
+    def _elapsed(self) -> int:
+        return self._breaker._now_ns() - self._start
+
+    def _ended(self, error: BaseException | None, result: object = None) -> None:
+        """Settle by how a block or function ended."""
+        if self._done:
+            return
+        if error is not None:
+            self._settle_error(error, self._elapsed())
+        else:
+            self._settle_result(result, self._elapsed())
+
+    def _settle_result(self, result: object, duration: int) -> None:
+        failed = self._breaker._is_failure(result)
+        self._settle(Outcome.FAILURE if failed else Outcome.SUCCESS, duration)
+
+    def _settle_error(self, error: BaseException, duration: int) -> None:
+        self._settle(self._breaker.policy.outcome_of(error), duration, error)
+
+    def _settle(
+        self,
+        outcome: Outcome,
+        duration: int,
+        error: BaseException | None = None,
+        open_for: float | None = None,
+    ) -> None:
+        if self._done:
+            return
+        self._done = True
+        breaker = self._breaker
+        wait = 0 if open_for is None else max(1, round(open_for * 1000))
+        if self._era is not None:
+            breaker._record(self._era, outcome, duration, self._began, error, wait)
+        elif self._token:
+            item = breaker._item(outcome, duration, self._began, error, wait)
+            if self._local is not None:
+                breaker.settle_locally(self._token, self._local, item, self._shared)
+                breaker._link_nudge()
+            else:
+                breaker._settle_shared(self._token, self._shared, item, self._until)
+
+
+class Guard:
+    """A guarded block: ``with breaker.guard() as call`` or ``async with``.
+
+    ``call.failure()`` and ``call.ignore()`` override what the block's end says.
+    """
+
+    __slots__ = ("_breaker", "_by_check", "_permit", "_ride")
+
+    def __init__(self, breaker: CircuitBreaker, by_check: bool = False) -> None:
+        self._breaker = breaker
+        self._by_check = by_check
+        self._permit: Permit | None = None
+        self._ride: tuple[CircuitBreaker, ...] | None = None
+
+    def __enter__(self) -> Permit:
+        breaker = self._breaker
+        era = breaker._era
+        permit = Permit(breaker, era) if era is not None else breaker._admit(self._by_check)
+        return self._began(permit)
+
+    async def __aenter__(self) -> Permit:
+        breaker = self._breaker
+        era = breaker._era
+        permit = Permit(breaker, era) if era is not None else await breaker._admit_async()
+        return self._began(permit)
+
+    def _began(self, permit: Permit) -> Permit:
+        self._permit = permit
+        if permit._token:
+            self._ride = riding.get()
+            riding.set((*self._ride, self._breaker))
+        return permit
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        permit, self._permit = self._permit, None
+        if self._ride is not None:
+            riding.set(self._ride)
+            self._ride = None
+        if permit is not None:
+            permit._ended(error)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
