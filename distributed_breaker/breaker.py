@@ -32,6 +32,7 @@ from .workers import Dispatcher, HealthCheck
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_DETAIL = 400  # bytes, as in the script
 WAIT = 1.0  # s that an operator's step may take
 
 # The guards entered by ``with breaker:`` in this context, innermost last.
@@ -260,8 +261,8 @@ class CircuitBreaker(LinkedCircuit):
         """What is kept of a transition's cause: short, and free of parameters and credentials."""
         detail = {"reporter": self._shadow.reporter, "host": _host()}
         if error is not None:
-            detail |= {"error": type(error).__name__, "message": describe(error)}
-        return json.dumps(detail | more, ensure_ascii=True)
+            detail |= {"error": type(error).__name__[:60], "message": describe(error)}
+        return bounded_json(detail | more)
 
     def _link_nudge(self) -> None:
         if self._link is not None:
@@ -437,7 +438,7 @@ class CircuitBreaker(LinkedCircuit):
         return self._operate("override", actor, reason, kind=kind, ttl=ms)
 
     def _operate(self, op: str, actor: str, reason: str, **arguments: Any) -> Future[Any]:
-        detail = self._detail(None, actor=actor[:100], reason=reason[:200])
+        detail = self._detail(None, actor=actor[:60], reason=reason[:200])
         if self._link is not None:
             step = {"op": op, "detail": detail, **arguments}
             return self._link.submit(Request("operate", self, step))
@@ -459,7 +460,17 @@ def stored_circuit(fields: dict[str, str] | StoreError) -> model.Circuit | None:
 
 @functools.cache
 def _host() -> str:
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())[:64]
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())[:40]
+
+
+def bounded_json(detail: dict[str, str]) -> str:
+    """JSON that fits what the script keeps of a transition; long texts are cut until it does."""
+    text = json.dumps(detail, ensure_ascii=False)
+    while len(text.encode()) > MAX_DETAIL:
+        longest = max(detail, key=lambda name: len(detail[name]))
+        detail = detail | {longest: detail[longest][: len(detail[longest]) * 3 // 4]}
+        text = json.dumps(detail, ensure_ascii=False)
+    return text
 
 
 def describe(error: BaseException) -> str:

@@ -30,7 +30,7 @@ MAX_ATTEMPT = 64  # bounds the backoff loop; no interval still grows after so ma
 MAX_DENY = 500  # ms after which a refused prober may ask again
 MAX_TOKENS = 512  # runs in one batch
 MAX_BAD = 1024  # bad outcomes in one batch: they are judged one by one
-MAX_NUMBER = 9_000_000_000_000_000  # below 2**53, where Lua's numbers stop being exact
+MAX_TIME = 253_402_300_799_999  # ms: the year 9999; later times and generations are nonsense
 TOTALS = (
     "calls failures slow ignored rejected late dropped probes fallbacks trips opens half_opens "
     "closes last_success last_failure duration_us"
@@ -212,7 +212,8 @@ class Context:
 
 
 def load_header(text: str) -> Header:
-    """A newer schema is refused, never guessed at; fields behind the known ones are left alone."""
+    """A newer schema is refused, never guessed at.  Words behind the known ones are ignored, and
+    gone with the next write: what a newer library adds goes into hash fields of its own."""
     parts = text.split(" ")
     if parts[0].isdigit() and int(parts[0]) > SCHEMA:
         raise StoreError(f"CBSCHEMA the circuit has schema {parts[0]}, this library knows {SCHEMA}")
@@ -243,8 +244,7 @@ def load(fields: dict[str, str]) -> Circuit | None:
     for entry in fields.get("s", "").split():
         token, since, lease = entry.split(":")
         c.slots.append(Slot(token, int(since), int(lease)))
-    if "p" in fields:
-        c.policy = Numbers.parse(fields["p"])
+    c.policy = Numbers.parse(fields.get("p", ""))
     for i, count in enumerate(fields.get("t", "").split()[: len(TOTALS)]):
         c.totals[i] = int(count)
     c.reason = fields.get("x", "")
@@ -296,7 +296,11 @@ def remaining(state: str, since: int, duration: int, now: int) -> int:
 
 
 def rebase(x: Context, c: Circuit) -> None:
-    """A clock that was set back restarts a timer at most once, instead of stopping it."""
+    """A clock that was set back restarts a timer at most once, instead of stopping it; freshness
+    has ended by then, once and for all."""
+    if c.fresh and x.now - c.since >= FRESH:
+        c.fresh = False
+        x.dirty = True
     if c.since > x.now:
         c.since = x.now
         x.dirty = True
@@ -357,7 +361,7 @@ def transition(x: Context, c: Circuit, state: str, cause: str, duration: int) ->
     roll(c, p, x.now)
     calls, failures, slow = counts(c)
     evidence = f"{calls} {failures} {slow} {c.run} {active(c, p, x.now)}"
-    if c.state == "closed":
+    if c.state in ("closed", "forced_closed"):
         horizon = x.now - max(ACTIVE, p.window)
         c.reporters = [r for r in c.reporters if r.last >= horizon]
     old = c.state
@@ -440,12 +444,12 @@ def rank(state: str, left: int) -> int:
 def ratchet(x: Context, c: Circuit) -> None:
     """A client that knows a higher v proves that the store lost writes: its state wins.
 
-    While the circuit is fresh a lower v wins too, if its state is more protective.
+    While the circuit is fresh, other generations win too, if their state is more protective.
     """
     known = x.step.known
     if known.v > c.v:
         restore(x, c)
-    elif known.v > 0 and c.fresh and x.now - c.since < FRESH and known.v < c.v:
+    elif known.v > 0 and c.fresh and (known.v < c.v or known.nonce != c.nonce):
         left = remaining(c.state, c.since, c.duration, x.now)
         theirs, ours = rank(known.state, known.remaining), rank(c.state, left)
         longer = theirs == ours == 2 and known.remaining > left + FRESH_MARGIN
@@ -462,7 +466,8 @@ def lapse(x: Context, c: Circuit) -> None:
 
 
 def settle_policy(x: Context, c: Circuit) -> None:
-    """An offered policy is taken unless the stored version is higher; a new window starts empty."""
+    """An offered policy is taken unless the stored version is higher; a new window starts empty,
+    and a lower success_threshold still asks for one more success (L2)."""
     offered = x.step.policy
     stored = c.policy
     if stored is None:
@@ -471,6 +476,7 @@ def settle_policy(x: Context, c: Circuit) -> None:
     elif x.step.offer and offered.version >= stored.version and offered != stored:
         c.policy = offered
         x.dirty = True
+        c.successes = min(c.successes, offered.success_threshold - 1)
         if offered.window != stored.window:
             c.ring = [[0, 0, 0] for _ in range(BUCKETS)]
             for r in c.reporters:
@@ -512,8 +518,8 @@ def verdict(x: Context, c: Circuit) -> str:
 
 
 def reporter_of(x: Context, c: Circuit) -> Reporter:
-    """The step's reporter, seen now.  A full table loses the least recent reporter, those without
-    a bad outcome first; what it loses goes to ``*``, so that many small shares still add up."""
+    """The step's reporter, seen now.  A full table loses the reporter with the smallest share, the
+    least recent first; what it loses goes to ``*``, so that many small shares still add up."""
     own = None
     for r in c.reporters:
         if r.id == x.step.reporter:
@@ -522,7 +528,7 @@ def reporter_of(x: Context, c: Circuit) -> Reporter:
         own = Reporter(x.step.reporter)
         named = [r for r in c.reporters if r.id != "*"]
         if len(named) >= REPORTERS:
-            lost = min(named, key=lambda r: (r.cur + r.prev + r.run > 0, r.last))
+            lost = min(named, key=lambda r: (r.cur + r.prev + r.run, r.last))
             c.reporters = [r for r in c.reporters if r is not lost]
             if lost.cur + lost.prev + lost.run > 0:
                 rest = next((r for r in c.reporters if r.id == "*"), None)
@@ -671,14 +677,15 @@ def settle(x: Context, c: Circuit) -> tuple[str, int]:
     carried out before: it is not counted again.
     """
     kind, p = x.step.kind, x.policy
-    add_deltas(x, c)
     mine = [s for s in c.slots if s.token == x.step.token]
     if (c.v, c.nonce) != x.step.era or c.state != "half_open" or not mine:
         if not x.step.retry:
+            add_deltas(x, c)
             count_totals(x, c, kind, 1)
             c.totals[INDEX["late"]] += 1
         return "stale", 0
     c.slots = [s for s in c.slots if s.token != x.step.token]
+    add_deltas(x, c)
     count_totals(x, c, kind, 1)
     c.totals[INDEX["probes"]] += 1
     if kind == "s":
@@ -781,6 +788,9 @@ def step(c: Circuit | None, s: Step, now: int) -> Stepped:
     The circuit is changed in place (None: it is created).  A step that changes nothing leaves
     ``n`` alone, so that a store need not write.
     """
+    if s.known.v > MAX_TIME and (c is None or s.known.v > c.v):
+        # A v beyond any clock's could not be followed by another one; the store's own may be.
+        raise StoreError("CBARG argument known is malformed")
     x = Context(now, s, s.policy)
     old = c.state if c is not None else ""
     if c is None:

@@ -52,7 +52,7 @@ class Numbers(NamedTuple):
     failure_rate: int  # basis points; 0 = no rate rule
     window: int  # ms
     minimum_calls: int
-    slow_call_rate: int  # basis points; 0 = no slow rule
+    slow_call_rate: int  # basis points
     open_interval: int  # ms
     open_interval_max: int  # ms; 0 = constant interval
     backoff_multiplier: int  # percent
@@ -67,10 +67,37 @@ class Numbers(NamedTuple):
         return " ".join(map(str, self))
 
     @classmethod
-    def parse(cls, text: str) -> Numbers:
-        """Read a stored text; ValueError when it is not one."""
-        # A newer library may append numbers (schema changes only add): read the ones known here.
-        return cls(*map(int, text.split(" ")[: len(cls._fields)]))
+    def parse(cls, text: str) -> Numbers | None:
+        """Read a stored text; None when it is not a policy or a number is out of range."""
+        # A newer library may append numbers: the ones known here are read.
+        words = text.split(" ")[: len(cls._fields)]
+        if len(words) < len(cls._fields) or not all(word.isdigit() for word in words):
+            return None
+        numbers = cls(*map(int, words))
+        in_range = all(
+            least <= number <= most
+            for number, (least, most) in zip(numbers, LIMITS.values(), strict=True)
+        )
+        return numbers if in_range else None
+
+
+# The least and the greatest value of each number; the script refuses others.
+LIMITS = {
+    "version": (0, 9_000_000_000_000_000),
+    "failure_threshold": (1, 1_000_000),
+    "failure_rate": (0, 10_000),
+    "window": (1, 86_400_000),
+    "minimum_calls": (1, 1_000_000),
+    "slow_call_rate": (1, 10_000),
+    "open_interval": (1, 2_592_000_000),
+    "open_interval_max": (0, 2_592_000_000),
+    "backoff_multiplier": (100, 10_000),
+    "jitter": (0, 10_000),
+    "success_threshold": (1, 1_000),
+    "half_open_permits": (1, 16),
+    "permit_lease": (1, 86_400_000),
+    "quorum": (1, 8),
+}
 
 
 _CIRCUIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,127}")
@@ -120,7 +147,8 @@ class Policy:
         backoff_multiplier: factor by which the interval grows from one attempt to the next.
         jitter: share by which an open interval is lengthened at random, the same for the fleet.
         success_threshold: successful probes that close a half-open circuit.
-        half_open_permits: probes at a time in the whole fleet; None: ``success_threshold``.
+        half_open_permits: probes at a time in the whole fleet, at most 16 and at most
+            ``success_threshold``; None: as many as that allows.
         permit_lease: seconds after which a probe that was never settled gives its permit back.
         quorum: how many processes must have seen failures before the fleet trips (1 to 8).
         version: a policy with a higher version is not replaced in the store by a lower one.
@@ -158,13 +186,16 @@ class Policy:
 
     def __post_init__(self) -> None:
         whole, real = self._whole, self._real
-        whole("failure_threshold", 1, 1_000_000)
-        whole("minimum_calls", 1, 1_000_000)
-        whole("success_threshold", 1, 1_000)
-        whole("quorum", 1, 8)
-        whole("version", 0, 2**53 - 1)
+        for name in (
+            "version",
+            "failure_threshold",
+            "minimum_calls",
+            "success_threshold",
+            "quorum",
+        ):
+            whole(name, *LIMITS[name])
         if self.half_open_permits is not None:
-            whole("half_open_permits", 1, 100)
+            whole("half_open_permits", *LIMITS["half_open_permits"])
             if self.half_open_permits > self.success_threshold:
                 raise ValueError(
                     f"Policy.half_open_permits={self.half_open_permits} is more than "
@@ -223,7 +254,9 @@ class Policy:
     @property
     def numbers(self) -> Numbers:
         """The part that the store keeps, in whole numbers."""
-        permits = self.half_open_permits or min(self.success_threshold, 100)
+        permits = self.half_open_permits or min(
+            self.success_threshold, LIMITS["half_open_permits"][1]
+        )
         return Numbers(
             version=self.version,
             failure_threshold=self.failure_threshold,

@@ -131,6 +131,8 @@ class Shadow:
         self.deltas: Counter[str] = Counter()
         self.detail = ""
         self.flushed = self.dropped = 0
+        self._offer_again = False
+        self._offered_to = 0  # the fresh generation to which the policy was offered again
         self._moved = False  # another generation was adopted while degraded
         self._nonce = nonce
         self._chance = chance
@@ -240,12 +242,20 @@ class Shadow:
 
     def answered(self, step: Step, reply: Reply, now: int) -> bool:
         """Take in the reply to one of our steps; returns True when another sync must follow."""
+        header = model.load_header(reply.header)
         if reply.policy:
-            self.policy = Numbers.parse(reply.policy)
+            self.policy = Numbers.parse(reply.policy) or self.policy
         elif step.offer:
             self.policy = step.policy
         self.synced = True
-        return self.hear(model.load_header(reply.header), reply.remaining, now, step.known)
+        self._offer_again = False
+        again = self.hear(header, reply.remaining, now, step.known)
+        if header.fresh and reply.policy and self.explicit and self._offered_to != header.v:
+            # The circuit was made anew, perhaps by a process that knows no policy: offer ours once.
+            self._offered_to = header.v
+            self._offer_again = True
+            return True
+        return again
 
     # ------------------------------------------------------------------ deciding
 
@@ -468,7 +478,7 @@ class Shadow:
 
     def step(self, op: str, now: int, **arguments: object) -> Step:
         """A step that carries what this process knows; the policy is offered until it was heard."""
-        offer = self.explicit and not self.synced
+        offer = self.explicit and (self._offer_again or not self.synced)
         return Step(
             op,
             self._nonce(),

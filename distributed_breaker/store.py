@@ -34,10 +34,21 @@ SCHEMES = (
 )
 
 # Codes that concern one key; every other error concerns the whole store.
-OF_ONE_KEY = frozenset({"WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "ERR"})
+OF_ONE_KEY = frozenset({"WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "CBARG", "ERR"})
 # Codes that retrying cannot mend: an operator must, so they are logged loudly, once.
 NEEDS_OPERATOR = frozenset(
-    {"NOPERM", "NOAUTH", "WRONGPASS", "WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "CBARG", "CBOLD", "ERR"}
+    {
+        "NOPERM",
+        "NOAUTH",
+        "WRONGPASS",
+        "WRONGTYPE",
+        "CBSCHEMA",
+        "CBCORRUPT",
+        "CBARG",
+        "CBOLD",
+        "CBREFUSED",
+        "ERR",
+    }  # fmt: skip
 )
 
 
@@ -207,7 +218,12 @@ class RedisStore:
         commands += [("HGET", key_of(self.namespace, name), "h") for name in circuits]
         answers = self._execute(commands)
         self._raise_first(answers[:1])
-        return _ms(answers[0]), [a if isinstance(a, str) else None for a in answers[1:]]
+        headers: list[str | None] = []
+        for answer in answers[1:]:
+            if isinstance(answer, redis.RedisError) and code_of(answer) not in OF_ONE_KEY:
+                _raise_down(answer)
+            headers.append(answer if isinstance(answer, str) else None)
+        return _ms(answers[0]), headers
 
     def read(self, circuits: Sequence[str]) -> tuple[int, list[dict[str, str] | StoreError]]:
         """The server's time in ms and all fields of each circuit (empty: there is none)."""

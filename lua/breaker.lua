@@ -40,7 +40,11 @@ local MAX_TOKENS = 512
 local MAX_BAD = 1024
 local MAX_COUNT = 65536
 local MAX_NUMBER = 9000000000000000
-local MAX_DETAIL = 1024
+local MAX_TIME = 253402300799999
+local MAX_SPAN = 1000000000000
+local MAX_NAME = 24
+local MAX_DETAIL = 400
+local MAX_POLICY = 256
 local LOG_LENGTH = 50
 
 local NAMES = {
@@ -52,10 +56,17 @@ local NAMES = {
 local INDEX = {}
 for i, name in ipairs(NAMES) do INDEX[name] = i end
 
+-- Totals that only clients can count; the script counts the others.
+local CLIENT_COUNTS = {rejected = true, dropped = true, fallbacks = true, duration_us = true}
+for i = 0, 15 do CLIENT_COUNTS['b' .. i] = true end
+
+-- The numbers of a policy in their order, each with its least and greatest value.
 local POLICY = {
-  'version', 'failure_threshold', 'failure_rate', 'window', 'minimum_calls', 'slow_call_rate',
-  'open_interval', 'open_interval_max', 'backoff_multiplier', 'jitter', 'success_threshold',
-  'half_open_permits', 'permit_lease', 'quorum',
+  {'version', 0, MAX_NUMBER}, {'failure_threshold', 1, 1000000}, {'failure_rate', 0, 10000},
+  {'window', 1, 86400000}, {'minimum_calls', 1, 1000000}, {'slow_call_rate', 1, 10000},
+  {'open_interval', 1, 2592000000}, {'open_interval_max', 0, 2592000000},
+  {'backoff_multiplier', 100, 10000}, {'jitter', 0, 10000}, {'success_threshold', 1, 1000},
+  {'half_open_permits', 1, 16}, {'permit_lease', 1, 86400000}, {'quorum', 1, 8},
 }
 
 local STATES = {
@@ -75,7 +86,9 @@ end
 
 -- Whole numbers only: tonumber would also take 1e3, 0x10 and 1.5.
 local function whole(value, least, most)
-  if type(value) ~= 'string' or not string.find(value, '^%-?%d+$') then return nil end
+  if type(value) ~= 'string' or not string.find(value, '^%-?%d+$') or value == '-0' then
+    return nil
+  end
   local number = tonumber(value)
   if number < least or number > most then return nil end
   return number
@@ -87,7 +100,8 @@ local function split(line, pattern)
   return parts
 end
 
--- A newer schema is refused, never guessed at; fields behind the known ones are left alone.
+-- A newer schema is refused, never guessed at. Words behind the known ones are ignored, and gone
+-- with the next write: what a newer library adds goes into hash fields of its own.
 local function load_header(line)
   local p = split(line, '%S+')
   local schema = whole(p[1], 0, MAX_NUMBER)
@@ -104,10 +118,13 @@ local function load_header(line)
   }
 end
 
+-- nil for a text that is not a policy or out of range: such a one counts as absent.
 local function load_policy(line)
   local parts, p = split(line, '%S+'), {}
-  for i, name in ipairs(POLICY) do
-    p[name] = whole(parts[i], 0, MAX_NUMBER)
+  if #line > MAX_POLICY or table.concat(parts, ' ') ~= line then return nil end
+  for i, rule in ipairs(POLICY) do
+    local name, least, most = unpack(rule)
+    p[name] = whole(parts[i], least, most)
     if not p[name] then return nil end
   end
   p.text = line
@@ -120,11 +137,19 @@ local function empty_ring()
   return ring
 end
 
+-- A command's error, beginning with its code. Redis 6.2 puts the script's name before it; a
+-- missing right has no code of its own inside a script, so it gets one that clients can tell.
+local function refusal(err)
+  local plain = string.gsub(string.gsub(err, '^@%S+: %d+: ', ''), '^%-', '')
+  if string.find(plain, '^ERR') then return 'CBREFUSED' .. string.sub(plain, 4) end
+  return plain
+end
+
 -- An absent circuit is nil; absent fields are empty. pcall keeps the code of an error, such as
 -- WRONGTYPE, which Redis before 7 hides behind ERR when a script fails.
 local function load(key)
   local raw = redis.pcall('HMGET', key, 'h', 'w', 'r', 's', 'p', 't', 'x', 'e')
-  if raw.err then return nil, raw.err end
+  if raw.err then return nil, refusal(raw.err) end
   if not raw[1] then return nil end
   local c, problem = load_header(raw[1])
   if not c then return nil, problem end
@@ -148,7 +173,7 @@ local function load(key)
     local token, since, lease = string.match(entry, '^([^:]+):(%d+):(%d+)$')
     c.slots[i] = {token = token, since = tonumber(since), lease = tonumber(lease)}
   end
-  c.policy = raw[5] and load_policy(raw[5])
+  c.policy = load_policy(raw[5] or '')
   local totals = split(raw[6] or '', '%S+')
   for i = 1, #NAMES do c.totals[i] = tonumber(totals[i] or '0') end
   c.reason = raw[7] or ''
@@ -201,8 +226,13 @@ local function remaining(state, since, duration, now)
   return math.max(0, math.min(since + duration - now, duration))
 end
 
--- A clock that was set back restarts a timer at most once, instead of stopping it.
+-- A clock that was set back restarts a timer at most once, instead of stopping it; freshness has
+-- ended by then, once and for all.
 local function rebase(x, c)
+  if c.fresh and x.now - c.since >= FRESH then
+    c.fresh = false
+    x.dirty = true
+  end
   if c.since > x.now then
     c.since = x.now
     x.dirty = true
@@ -284,7 +314,7 @@ local function transition(x, c, state, cause, duration)
   local evidence = table.concat({
     text(calls), text(failures), text(slow), text(c.run), text(active(c, p, x.now)),
   }, ' ')
-  if c.state == 'closed' then
+  if c.state == 'closed' or c.state == 'forced_closed' then
     local horizon = x.now - math.max(ACTIVE, p.window)
     c.reporters = kept(c.reporters, function(r) return r.last >= horizon end)
   end
@@ -377,12 +407,12 @@ local function rank(state, left)
 end
 
 -- A client that knows a higher v proves that the store lost writes: its state wins.
--- While the circuit is fresh a lower v wins too, if its state is more protective.
+-- While the circuit is fresh, other generations win too, if their state is more protective.
 local function ratchet(x, c)
   local known = x.known
   if known.v > c.v then
     restore(x, c)
-  elseif known.v > 0 and c.fresh and x.now - c.since < FRESH and known.v < c.v then
+  elseif known.v > 0 and c.fresh and (known.v < c.v or known.nonce ~= c.nonce) then
     local left = remaining(c.state, c.since, c.duration, x.now)
     local theirs, ours = rank(known.state, known.remaining), rank(c.state, left)
     local longer = theirs == 2 and ours == 2 and known.remaining > left + FRESH_MARGIN
@@ -398,7 +428,8 @@ local function lapse(x, c)
   end
 end
 
--- An offered policy is taken unless the stored version is higher; a new window starts empty.
+-- An offered policy is taken unless the stored version is higher; a new window starts empty, and a
+-- lower success_threshold still asks for one more success (L2).
 local function settle_policy(x, c)
   local offered, stored = x.offered, c.policy
   if not stored then
@@ -407,6 +438,7 @@ local function settle_policy(x, c)
   elseif x.offer and offered.version >= stored.version and offered.text ~= stored.text then
     c.policy = offered
     x.dirty = true
+    c.successes = math.min(c.successes, offered.success_threshold - 1)
     if offered.window ~= stored.window then
       c.ring = empty_ring()
       for _, r in ipairs(c.reporters) do r.cur, r.prev = 0, 0 end
@@ -448,8 +480,8 @@ local function verdict(x, c)
   return ''
 end
 
--- The step's reporter, seen now. A full table loses the least recent reporter, those without a bad
--- outcome first; what it loses goes to '*', so that many small shares still add up.
+-- The step's reporter, seen now. A full table loses the reporter with the smallest share, the least
+-- recent first; what it loses goes to '*', so that many small shares still add up.
 local function reporter_of(x, c)
   local own, rest, named, lost = nil, nil, 0, nil
   for _, r in ipairs(c.reporters) do
@@ -458,7 +490,7 @@ local function reporter_of(x, c)
       rest = r
     else
       named = named + 1
-      r.bad = r.cur + r.prev + r.run > 0 and 1 or 0
+      r.bad = r.cur + r.prev + r.run
       if not lost or r.bad < lost.bad or (r.bad == lost.bad and r.last < lost.last) then
         lost = r
       end
@@ -623,19 +655,20 @@ end
 -- out before: it is not counted again.
 local function settle(x, c)
   local kind, p, mine = x.kind, x.policy, false
-  add_deltas(x, c)
   for _, s in ipairs(c.slots) do
     if s.token == x.token then mine = true end
   end
   local current = c.v == x.era.v and c.nonce == x.era.nonce
   if not current or c.state ~= 'half_open' or not mine then
     if not x.retry then
+      add_deltas(x, c)
       count_totals(x, c, kind, 1)
       c.totals[INDEX.late] = c.totals[INDEX.late] + 1
     end
     return 'stale', 0
   end
   c.slots = kept(c.slots, function(s) return s.token ~= x.token end)
+  add_deltas(x, c)
   count_totals(x, c, kind, 1)
   c.totals[INDEX.probes] = c.totals[INDEX.probes] + 1
   if kind == 's' then
@@ -732,7 +765,7 @@ local function read_known(line)
   local p = split(line, '%S+')
   local known = {
     v = whole(p[1], 0, MAX_NUMBER), nonce = p[2], state = p[3],
-    remaining = whole(p[4], -1, MAX_NUMBER), attempt = whole(p[5], 0, MAX_ATTEMPT),
+    remaining = whole(p[4], -1, MAX_SPAN), attempt = whole(p[5], 0, MAX_ATTEMPT),
   }
   local endless = known.remaining == -1 and p[3] ~= 'forced_open' and p[3] ~= 'forced_closed'
   if #p ~= 5 or not known.v or not STATES[p[3]] or not known.remaining or not known.attempt
@@ -748,21 +781,27 @@ local function read_era(line)
   return v and {v = v, nonce = nonce}
 end
 
--- A batch is "kind count [*open_for] [@age]" without blanks, runs separated by blanks.
+-- One run of a batch: <kind><count>[*<open_for>][@<age>].
+local function read_run(token)
+  local head, age = string.match(token, '^([^@]+)@(%d+)$')
+  local body, open_for = string.match(head or token, '^([^*]+)%*(%d+)$')
+  local kind, count = string.match(body or head or token, '^(%a)(%d+)$')
+  return {
+    kind = kind, count = whole(count, 1, MAX_COUNT),
+    open_for = open_for and whole(open_for, 1, MAX_SPAN) or (not open_for and 0),
+    age = age and whole(age, 0, MAX_SPAN) or (not age and -1),
+  }
+end
+
 local function read_batch(line)
   local batch, bad = {}, 0
   for token in string.gmatch(line, '%S+') do
-    local kind, count, open_for, age = string.match(token, '^(%a)(%d+)%*?(%d*)@?(%d*)$')
-    local run = {
-      kind = kind, count = whole(count, 1, MAX_COUNT),
-      open_for = open_for == '' and 0 or whole(open_for, 1, MAX_NUMBER),
-      age = age == '' and -1 or whole(age, 0, MAX_NUMBER),
-    }
-    if not KINDS[kind] or not run.count or not run.open_for or not run.age
+    local run = read_run(token)
+    if not KINDS[run.kind] or not run.count or not run.open_for or not run.age
       or (run.open_for > 0 and run.count > 1) then
       return nil
     end
-    if kind ~= 's' and kind ~= 'i' then bad = bad + run.count end
+    if run.kind ~= 's' and run.kind ~= 'i' then bad = bad + run.count end
     batch[#batch + 1] = run
     if #batch > MAX_TOKENS or bad > MAX_BAD then return nil end
   end
@@ -774,14 +813,14 @@ local function read_deltas(line)
   for token in string.gmatch(line, '%S+') do
     local name, count = string.match(token, '^([%w_]+):(%d+)$')
     count = whole(count, 0, MAX_NUMBER)
-    if not INDEX[name] or not count or #deltas >= #NAMES then return nil end
+    if not CLIENT_COUNTS[name] or not count or #deltas >= #NAMES then return nil end
     deltas[#deltas + 1] = {INDEX[name], count}
   end
   return deltas
 end
 
 local function name_of(value)
-  return value and string.find(value, '^[%w_-]+$') and #value <= 64 and value or nil
+  return value and string.find(value, '^[%w_-]+$') and #value <= MAX_NAME and value or nil
 end
 
 -- Where each operation's own arguments stand, behind the common ones.
@@ -803,13 +842,13 @@ local READ = {
   deltas = function(value) return value and read_deltas(value) end,
   detail = function(value) return value and #value <= MAX_DETAIL and value end,
   kind = function(value) return KINDS[value] and value end,
-  open_for = function(value) return whole(value, 0, MAX_NUMBER) end,
+  open_for = function(value) return whole(value, 0, MAX_SPAN) end,
   retry = function(value) return (value == '1' or value == '0') and value end,
   forced = function(value)
     return (value == 'forced_open' or value == 'forced_closed') and value
   end,
   ttl = function(value)
-    local ttl = whole(value, -1, MAX_NUMBER)
+    local ttl = whole(value, -1, MAX_SPAN)
     return ttl ~= 0 and ttl
   end,
 }
@@ -820,7 +859,7 @@ local function read_arguments()
   x.op, x.nonce, x.channel, x.name = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
   if not OPERATIONS[x.op] then return nil, 'operation' end
   if ARGV[2] ~= '' then
-    x.now = whole(ARGV[2], 0, MAX_NUMBER)
+    x.now = whole(ARGV[2], 0, MAX_TIME)
     if not x.now then return nil, 'now' end
   end
   if not string.find(x.nonce or '', '^%x%x%x%x%x%x%x%x$') then return nil, 'nonce' end
@@ -844,7 +883,7 @@ end
 local function effect(failed, ...)
   local result = redis.pcall(...)
   if type(result) == 'table' and result.err then
-    local code = string.match(result.err, '^%-?(%u+)') or 'ERR'
+    local code = string.match(refusal(result.err), '^%u+') or 'ERR'
     failed[#failed + 1] = string.lower((...)) .. '=' .. code
   end
 end
@@ -856,7 +895,7 @@ local function save(x, c)
   c.n = c.n + 1
   local ttl = expiry(x, c)
   local saved = redis.pcall('HSET', KEYS[1], unpack(dump(c)))
-  if type(saved) == 'table' and saved.err then return nil, saved.err end
+  if type(saved) == 'table' and saved.err then return nil, refusal(saved.err) end
   for _, e in ipairs(x.events) do
     effect(failed, 'XADD', KEYS[2], 'MAXLEN', LOG_LENGTH, '*', 'old', e.old, 'new', e.new,
       'v', text(e.v), 'at', text(x.now), 'cause', e.cause, 'evidence', e.evidence,
@@ -879,8 +918,13 @@ local function step()
   if not x then return redis.error_reply('CBARG argument ' .. wrong .. ' is malformed') end
   local c, problem = load(KEYS[1])
   if problem then return redis.error_reply(problem) end
+  -- A v beyond any clock's could not be followed by another one; the store's own may be.
+  if x.known.v > MAX_TIME and not (c and x.known.v <= c.v) then
+    return redis.error_reply('CBARG argument known is malformed')
+  end
   if not x.now then
-    local t = redis.call('TIME')
+    local t = redis.pcall('TIME')
+    if t.err then return redis.error_reply(refusal(t.err)) end
     x.now = tonumber(t[1]) * 1000 + div(tonumber(t[2]), 1000)
   end
   local old = c and c.state or ''

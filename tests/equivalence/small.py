@@ -37,12 +37,13 @@ UNKNOWN = "nobody"
 class Small:
     """A small policy with the bounds within which its states are explored.
 
-    ``jumps`` are the times that may pass between two steps; ``kinds`` the outcomes that lead on;
+    ``states`` is how many there are at least; ``jumps`` are the times that may pass between two steps; ``kinds`` the outcomes that lead on;
     ``most_calls`` bounds the calls in the window; ``jitters`` are the first halves of the nonces;
     ``drifts`` also follows the offered policies, ``rewinds`` a clock that is set back.
     """
 
     name: str
+    states: int
     numbers: Numbers
     tick: int
     jumps: tuple[int, ...]
@@ -94,6 +95,7 @@ MINUTE = {
 SMALL = (
     Small(
         "run rule, backoff, clock set back",
+        150,
         numbers(success_threshold=2, open_interval_max=24),
         tick=12,
         jumps=(12, 61 * SECOND),
@@ -101,6 +103,7 @@ SMALL = (
     ),
     Small(
         "run rule, quorum 2, two permits",
+        650,
         numbers(failure_threshold=3, success_threshold=2, half_open_permits=2, quorum=2, **MINUTE),
         tick=HALF_MINUTE,
         jumps=(HALF_MINUTE,),
@@ -109,6 +112,7 @@ SMALL = (
     ),
     Small(
         "rate rule, jitter",
+        100,
         numbers(failure_threshold=9, failure_rate=5_000, jitter=5_000, **MINUTE),
         tick=HALF_MINUTE,
         jumps=(HALF_MINUTE,),
@@ -116,6 +120,7 @@ SMALL = (
     ),
     Small(
         "slow and rate rules, quorum 2",
+        500,
         numbers(failure_threshold=3, failure_rate=6_000, slow_call_rate=5_000, quorum=2),
         tick=12,
         jumps=(12, 61 * SECOND),
@@ -125,6 +130,7 @@ SMALL = (
     ),
     Small(
         "all rules, policies that drift",
+        250,
         numbers(failure_rate=5_000, slow_call_rate=10_000, half_open_permits=2, success_threshold=2),
         tick=12,
         jumps=(12,),
@@ -435,11 +441,11 @@ class Exploration:
 
     def _later(self, place: Place) -> Iterator[int]:
         c = place.circuit()
-        if c is None:
+        # Without a circuit no time matters, and a clock that was set back stays so until a step.
+        if c is None or c.since > place.now:
             return
         yield from (place.now + jump for jump in self.small.jumps)
-        # To before the last transition, and not again before the next step.
-        if self.small.rewinds and c.since <= place.now:
+        if self.small.rewinds:
             yield c.since - self.small.tick
 
     def _visit(self, c: Circuit | None, fields: Fields | None, now: int) -> list[Place]:
