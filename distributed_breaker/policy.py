@@ -100,6 +100,7 @@ LIMITS = {
 }
 
 
+_WHOLE = ("version", "failure_threshold", "minimum_calls", "success_threshold", "quorum")
 _CIRCUIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/-]{0,127}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -186,13 +187,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         whole, real = self._whole, self._real
-        for name in (
-            "version",
-            "failure_threshold",
-            "minimum_calls",
-            "success_threshold",
-            "quorum",
-        ):
+        for name in _WHOLE:
             whole(name, *LIMITS[name])
         if self.half_open_permits is not None:
             whole("half_open_permits", *LIMITS["half_open_permits"])
@@ -254,9 +249,8 @@ class Policy:
     @property
     def numbers(self) -> Numbers:
         """The part that the store keeps, in whole numbers."""
-        permits = self.half_open_permits or min(
-            self.success_threshold, LIMITS["half_open_permits"][1]
-        )
+        most = LIMITS["half_open_permits"][1]
+        permits = self.half_open_permits or min(self.success_threshold, most)
         return Numbers(
             version=self.version,
             failure_threshold=self.failure_threshold,

@@ -48,7 +48,7 @@ NEEDS_OPERATOR = frozenset(
         "CBOLD",
         "CBREFUSED",
         "ERR",
-    }  # fmt: skip
+    }
 )
 
 
