@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from .linked import FULL, Clock, LinkedCircuit, Transition
 from .permit import Guard, Permit, riding
 from .policy import Outcome, Policy, State
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
-from .snapshot import Snapshot, snapshot_of
+from .snapshot import OwnView, Snapshot, snapshot_of
 from .workers import Dispatcher, HealthCheck
 
 P = ParamSpec("P")
@@ -375,10 +376,12 @@ class CircuitBreaker(LinkedCircuit):
         now, fields, log = read
         return snapshot_of(self.name, stored_circuit(fields), now, self.own_view(), log)
 
-    def own_view(self) -> tuple[Shadow, Decision, int, Policy, dict[str, int]]:
+    def own_view(self) -> OwnView:
         """What ``snapshot_of`` needs of this process."""
         decision = self._present()
-        return self._shadow, decision, self._clock.ms(), self.policy, self.conservation()
+        now = self._clock.ms()
+        epoch = time.time_ns() // 1_000_000 - now
+        return OwnView(self._shadow, decision, now, epoch, self.policy, self.conservation())
 
     def on_transition(self, callback: Callable[[Transition], object]) -> None:
         """Call ``callback`` with each Transition, in order, from a thread of the library's."""

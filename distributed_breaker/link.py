@@ -328,7 +328,9 @@ class Link:
                 out = [circuit.step("report")]
             steps += [(circuit, step, None) for step in out]
         for r in requests:
-            if r.circuit is not None:
+            if r.kind == "acquire" and r.circuit is not None and r.future.cancelled():
+                r.circuit.stop_asking()
+            elif r.circuit is not None:
                 steps.append((r.circuit, r.circuit.step(**r.arguments), r))
         return steps
 

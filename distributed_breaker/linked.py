@@ -318,6 +318,9 @@ class LinkedCircuit:
         for era in [*self._retired, *([self._era] if self._era is not None else [])]:
             era.take()
         self._rejections.clear()
+        self.nudged = False
+        if self.check is not None:
+            self.check.forked()
         if shadow.alone:
             self.first_answer.set_result(None)
             return

@@ -26,6 +26,16 @@ MAX_PENDING = 512  # runs that wait to be sent; older ones are folded into late 
 MERGE = 1_000  # ms: equal outcomes that began within it share one run
 MAX_COUNT = 65_536  # outcomes in one run on the wire
 
+# What a rejection says to people, by the cause of the transition.
+REASONS = {
+    "run": "too many failures in a row",
+    "rate": "too many calls failed",
+    "slow": "too many calls were slow",
+    "probe": "a probe failed",
+    "retry_after": "the dependency asked for a pause",
+    "restored": "restored after the store lost it",
+}
+
 Generation = tuple[int, str]
 NO_GENERATION: Generation = (0, "-")
 
@@ -283,7 +293,7 @@ class Shadow:
         state = State.OPEN if h.state == "open" else State.HALF_OPEN
         left = self._left(now)
         if h.state == "open" and left > 0:
-            return Decision("refuse", state, "shared", now + left, h.cause)
+            return Decision("refuse", state, "shared", now + left, REASONS.get(h.cause, h.cause))
         if self.wait_until > now:
             return Decision("refuse", state, "shared", self.wait_until, "all permits are out")
         if self.asking or (self.probed_by_check and not by_check):
@@ -301,7 +311,7 @@ class Shadow:
             return Decision("refuse", State.FORCED_OPEN, "override", until, "forced open")
         if c.state == "open":
             if left > 0:
-                return Decision("refuse", State.OPEN, source, now + left, cause)
+                return Decision("refuse", State.OPEN, source, now + left, REASONS.get(cause, cause))
             return Decision("probe", State.OPEN, source)
         ends = [s.since + s.lease for s in c.slots if s.since + s.lease > now]
         p = self._local_numbers()

@@ -74,7 +74,7 @@ class Snapshot:
             circuits that this process does not use.
         policy: the policy in force, in seconds and shares.
         policy_mismatch: this process was given another policy than the one in force.
-        fleet: whether the counts come from the store.
+        fleet: whether the counts come from the store (for memory:// they never do, and are all).
         local: this process's own account: recorded, flushed, dropped and pending outcomes.
     """
 
@@ -98,11 +98,23 @@ class Snapshot:
     local: Mapping[str, int] = field(default_factory=dict)
 
 
+class OwnView(NamedTuple):
+    """What this process knows and does: times in ms of its own clock, ``epoch`` added to which
+    they are since 1970."""
+
+    shadow: Shadow
+    decision: Decision
+    now: int
+    epoch: int
+    policy: Policy
+    account: Mapping[str, int]
+
+
 def snapshot_of(
     name: str,
     circuit: model.Circuit | None,
     now: int,
-    own: tuple[Shadow, Decision, int, Policy, Mapping[str, int]] | None = None,
+    own: OwnView | None = None,
     log: Sequence[Mapping[str, str]] = (),
 ) -> Snapshot:
     """Put together what the store holds and what this process does.
@@ -110,79 +122,89 @@ def snapshot_of(
     Args:
         name: the circuit's name.
         circuit: its stored form, None when the store has none or could not be asked.
-        now: the store's time in ms, the shadow's own where there is no store.
-        own: this process's shadow, its decision, its time in ms, its policy and its account, when
-            it uses the circuit.
+        now: the store's time in ms.
+        own: this process's view, when it uses the circuit.
         log: the stored transitions, newest first.
     """
-    fleet = circuit is not None
     known: dict[str, Any] = {}
+    if circuit is not None:
+        known = _counted(circuit, now, 0)
+    elif own is not None:
+        known = _counted(own.shadow.local, own.now, own.epoch) | _mirrored(own)
+    else:
+        return Snapshot(name, State.CLOSED, None, "shared")
     if own is not None:
-        shadow, decision, at, policy, account = own
-        circuit = circuit if circuit is not None else shadow.local
-        known = {
+        shadow, decision = own.shadow, own.decision
+        known |= {
             "state": decision.state,
             "source": decision.source,
-            "retry_after": max(0, decision.until - at) / 1000 if decision.until else 0.0,
-            "mirror_age": None if shadow.alone else max(0, at - shadow.heard) / 1000,
-            "policy": policy.with_numbers(shadow.policy),
+            "retry_after": max(0, decision.until - own.now) / 1000 if decision.until else 0.0,
+            "mirror_age": None if shadow.alone else max(0, own.now - shadow.heard) / 1000,
+            "policy": own.policy.with_numbers(shadow.policy),
             "policy_mismatch": shadow.explicit and shadow.policy != shadow.offered,
-            "local": MappingProxyType(dict(account)),
+            "local": MappingProxyType(dict(own.account)),
         }
-        if not fleet:
-            now = at
-            header = shadow.header
-            mirrored = State(header.state) if header is not None else None
-            shared = State(shadow.local.state) if shadow.alone else mirrored
-            known |= {
-                "shared_state": shared,
-                "generation": header.v if header is not None else 0,
-                "attempt": header.attempt if header is not None else circuit.attempt,
-            }
-    if circuit is None:
-        return Snapshot(name, State.CLOSED, None, "shared")
-    known = _stored(circuit, now, fleet) | known
     if log:
         known["last_trip"] = _trip_of_log(log) or known["last_trip"]
-    return Snapshot(circuit=name, **known)
+    return Snapshot(circuit=name, fleet=circuit is not None, **known)
 
 
-def _stored(c: model.Circuit, now: int, fleet: bool) -> dict[str, Any]:
-    """What one machine's circuit says; the counts of a copy that has moved on to ``now``."""
+def _mirrored(own: OwnView) -> dict[str, Any]:
+    """What the mirror says where the store could not be asked."""
+    header = own.shadow.header
+    if own.shadow.alone:
+        return {}
+    if header is None:
+        return {"shared_state": None, "generation": 0, "opened_at": None, "attempt": 0}
+    opened = header.since / 1000 if header.state == "open" else None
+    return {
+        "shared_state": State(header.state),
+        "generation": header.v,
+        "opened_at": opened,
+        "attempt": header.attempt,
+    }
+
+
+def _counted(c: model.Circuit, now: int, epoch: int) -> dict[str, Any]:
+    """What one machine's circuit says at ``now``, with the window's counts moved on to it."""
     state = c.state
     left = model.remaining(c.state, c.since, c.duration, now)
     if c.state.startswith("forced") and left == 0:
         state = "half_open" if c.state == "forced_open" else "closed"
-    head, policy = c.head, c.policy
+    policy = c.policy
     width = max(1, (policy.window if policy else 1) // model.BUCKETS)
-    recent = c.ring[: max(0, model.BUCKETS - max(0, now // width - head))]
-    window = Window(*(sum(column) for column in zip(*recent, strict=True))) if recent else None
+    gone = max(0, now // width - c.head)
+    recent = c.ring[: max(0, model.BUCKETS - gone)]
+    totals = dict(zip(model.TOTALS, c.totals, strict=True))
+    for name in ("last_success", "last_failure"):
+        totals[name] += epoch if totals[name] else 0
     return {
         "state": State(state),
         "shared_state": State(state),
         "source": "override" if state.startswith("forced") else "shared",
         "generation": c.v,
         "retry_after": left / 1000 if state in ("open", "forced_open") and left > 0 else 0.0,
-        "opened_at": c.since / 1000 if state == "open" and fleet else None,
+        "opened_at": (c.since + epoch) / 1000 if state == "open" else None,
         "attempt": c.attempt,
-        "window": window or NO_CALLS,
+        "window": Window(*(sum(column) for column in zip(*recent, strict=True))) if recent
+        else NO_CALLS,
         "run": c.run,
-        "totals": MappingProxyType(dict(zip(model.TOTALS, c.totals, strict=True))),
+        "totals": MappingProxyType(totals),
         "reporters": tuple(
-            ReporterShare(r.id, r.cur + r.prev, r.run, r.last / 1000) for r in c.reporters
+            ReporterShare(r.id, r.cur + r.prev, r.run, (r.last + epoch) / 1000)
+            for r in c.reporters
         ),
-        "last_trip": _trip_of_reason(c.reason),
+        "last_trip": _trip_of_reason(c.reason, epoch),
         "policy": Policy().with_numbers(policy) if policy else None,
-        "fleet": fleet,
-    }
+    }  # fmt: skip
 
 
-def _trip_of_reason(reason: str) -> Trip | None:
+def _trip_of_reason(reason: str, epoch: int) -> Trip | None:
     cause, _, rest = reason.partition(" ")
     at, _, detail = rest.partition(" ")
     if cause not in TRIPS:
         return None
-    return Trip(cause, int(at) / 1000, None, 0, 0, _details(detail))
+    return Trip(cause, (int(at) + epoch) / 1000, None, 0, 0, _details(detail))
 
 
 def _trip_of_log(log: Sequence[Mapping[str, str]]) -> Trip | None:

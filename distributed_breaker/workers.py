@@ -81,6 +81,10 @@ class HealthCheck:
             self.passed = False
         return since is None
 
+    def forked(self) -> None:
+        """A child has none of its parent's threads."""
+        self._running_since = None
+
     def start(self, now: int, target: Callable[[], None]) -> None:
         """Run ``target``, which calls the function, in a thread of its own."""
 

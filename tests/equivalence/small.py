@@ -59,19 +59,20 @@ class Small:
     def offers(self) -> tuple[Numbers, ...]:
         """Policies that clients offer: the same, newer with other numbers, older."""
         p = self.numbers
-        newer = p._replace(version=p.version + 1, window=2 * p.window, half_open_permits=1)
+        fewer = {"half_open_permits": 1, "success_threshold": 1}
+        newer = p._replace(version=p.version + 1, window=2 * p.window, **fewer)
         return p, newer, p._replace(version=p.version - 1, failure_threshold=9)
 
 
 def numbers(**changes: int) -> Numbers:
-    """A small policy in the store's units: the run rule alone, one probe closes."""
+    """A small policy in the store's units; as it is, one probe closes and the slow rule sleeps."""
     plain = Numbers(
         version=1,
         failure_threshold=2,
         failure_rate=0,
         window=24,
-        minimum_calls=2,
-        slow_call_rate=0,
+        minimum_calls=50,
+        slow_call_rate=10_000,
         open_interval=12,
         open_interval_max=0,
         backoff_multiplier=200,
@@ -113,7 +114,7 @@ SMALL = (
     Small(
         "rate rule, jitter",
         100,
-        numbers(failure_threshold=9, failure_rate=5_000, jitter=5_000, **MINUTE),
+        numbers(failure_threshold=9, failure_rate=5_000, minimum_calls=2, jitter=5_000, **MINUTE),
         tick=HALF_MINUTE,
         jumps=(HALF_MINUTE,),
         jitters=("0000", "8000"),
@@ -121,7 +122,7 @@ SMALL = (
     Small(
         "slow and rate rules, quorum 2",
         500,
-        numbers(failure_threshold=3, failure_rate=6_000, slow_call_rate=5_000, quorum=2),
+        numbers(failure_threshold=3, failure_rate=6_000, slow_call_rate=5_000, minimum_calls=2, quorum=2),
         tick=12,
         jumps=(12, 61 * SECOND),
         kinds="sfSI",
@@ -131,7 +132,7 @@ SMALL = (
     Small(
         "all rules, policies that drift",
         250,
-        numbers(failure_rate=5_000, slow_call_rate=10_000, half_open_permits=2, success_threshold=2),
+        numbers(failure_rate=5_000, minimum_calls=2, half_open_permits=2, success_threshold=2),
         tick=12,
         jumps=(12,),
         kinds="sf",
@@ -344,8 +345,8 @@ def shape(c: Circuit | None, small: Small, now: int) -> Shape:
         tuple(until(min(s.since, now) + s.lease) for s in c.slots),
         named(small.tokens, [s.token for s in c.slots]),
         min(c.run, p.failure_threshold) if c.state == "closed" else 0,
-        window_of(c, p, now),
-        shares_of(c, p, now, until),
+        window_of(c, small, p, now),
+        shares_of(c, small, p, now, until),
         c.touched == 0,
     )
 
@@ -366,25 +367,27 @@ def named(names: tuple[str, ...], used: list[str]) -> tuple[int, ...]:
     return tuple(order.index(name) if name in order else -1 for name in used)
 
 
-def window_of(c: Circuit, p: Numbers, now: int) -> Shape:
+def window_of(c: Circuit, small: Small, p: Numbers, now: int) -> Shape:
     """What the rate rules look at, by age."""
-    if c.state != "closed" or (p.failure_rate == 0 and p.slow_call_rate == 0):
+    if c.state != "closed" or p.minimum_calls > small.most_calls:
         return ()
     shift = max(0, now // max(1, p.window // model.BUCKETS) - c.head)
     return tuple(
-        (offset + shift, calls, failures if p.failure_rate else 0, slow if p.slow_call_rate else 0)
+        (offset + shift, calls, failures if p.failure_rate else 0, slow)
         for offset, (calls, failures, slow) in enumerate(c.ring)
         if calls > 0 and offset + shift < model.BUCKETS
     )
 
 
-def shares_of(c: Circuit, p: Numbers, now: int, until: Callable[[int], int]) -> Shape:
+def shares_of(
+    c: Circuit, small: Small, p: Numbers, now: int, until: Callable[[int], int]
+) -> Shape:
     """What the quorum looks at: who was active, and each one's share up to what it may count."""
     if p.quorum < 2:
         return ()
     cap = max(p.failure_threshold, p.quorum)
     halves = now // max(1, p.window // 2) - c.half
-    rates = p.failure_rate > 0 or p.slow_call_rate > 0
+    rates = p.minimum_calls <= small.most_calls
     shares = []
     for r in c.reporters:
         seen = until(r.last + max(model.ACTIVE, p.window) + 1)
