@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -245,7 +244,8 @@ def other_generations(seen: Seen) -> None:
     without = replace(seen.step, batch=(), deltas=())
     if seen.step.op == "settle":
         without = replace(seen.step, op="report", deltas=())
-    plain = model.step(deepcopy(seen.before), without, seen.now).circuit
+    copy = model.load(model.dump(seen.before))
+    plain = model.step(copy, without, seen.now).circuit
     both = [
         replace(c, totals=[], n=0, touched=0, ring=[list(b) for b in c.ring])
         for c in (plain, seen.after)

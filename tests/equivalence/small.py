@@ -192,17 +192,21 @@ class Alphabet:
         small, step = self.small, self._step
         follow: list[Step] = []
         compare: list[Step] = []
-        for reporter, kind in product(small.reporters, "sfiSFI"):
+        mine = {"known": known, "era": era}
+        for reporter, kind in product(small.reporters, small.kinds):
             for jitter in small.jitters if kind == "f" else small.jitters[:1]:
-                one = step(
-                    "report", jitter, known=known, era=era, reporter=reporter, batch=(Run(kind),)
-                )
-                (follow if kind in small.kinds else compare).append(one)
+                batch = (Run(kind),)
+                follow.append(step("report", jitter, reporter=reporter, batch=batch, **mine))
         for token in small.tokens:
             follow.append(step("acquire", known=known, token=token))
             follow.append(step("cancel", known=known, token=token))
-            for kind in "sfiSFI":
-                follow.append(step("settle", known=known, era=era, token=token, kind=kind))
+            follow += [step("settle", token=token, kind=kind, **mine) for kind in "sfi"]
+        for kind in "sfiSFI":
+            reporter, token = small.reporters[-1], small.tokens[0]
+            if kind not in small.kinds:
+                compare.append(step("report", reporter=reporter, batch=(Run(kind),), **mine))
+            if kind not in "sfi":
+                compare.append(step("settle", token=token, kind=kind, **mine))
         for kind, ttl in product(FORCED, (-1, small.tick)):
             follow.append(step("override", known=known, kind=kind, ttl=ttl, detail="by hand"))
         follow += [step("release", known=known), step("reset", known=known)]
