@@ -17,7 +17,7 @@ from . import model
 from .errors import StoreUnavailable
 from .link import FIRST_ANSWER, Link, Request
 from .model import Reply
-from .permit import Permit, riding
+from .permit import Permit, rides
 from .shadow import Decision
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def admit_async(breaker: CircuitBreaker) -> Permit:
 def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, Permit]:
     """Yields what to wait for, for at most FIRST_ANSWER seconds, and is sent the result, or None
     when it did not come in time or failed."""
-    if breaker in riding.get():
+    if rides(breaker):
         return Permit(breaker, None)
     waited = False
     for _ in range(MOST_ROUNDS):

@@ -24,7 +24,7 @@ from .decorate import decorate
 from .errors import CircuitBreakerOpenException, StoreError
 from .link import Link, Request
 from .linked import FULL, Clock, LinkedCircuit, Transition
-from .permit import Guard, Permit, riding
+from .permit import Guard, Permit, rides
 from .policy import Outcome, Policy, State
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import OwnView, Snapshot, snapshot_of
@@ -64,6 +64,7 @@ class CircuitBreaker(LinkedCircuit):
         # int() is 0: a policy that does not measure pays no clock.
         self._now_ns: Callable[[], int] = clock.ns if policy.measure else int
         self._dispatcher = dispatcher
+        self._blocks: dict[int, Guard] = {}  # entered by ``with breaker:`` and not left yet
         self._listeners: tuple[Callable[[Transition], object], ...] = ()
         slow = policy.slow_call_duration
         self._slow_ns = None if slow is None else round(slow * 1e9)
@@ -135,7 +136,7 @@ class CircuitBreaker(LinkedCircuit):
         guard = Guard(self)
         with guard as permit:
             result = function(*args, **kwargs)
-            permit._ended(None, result)
+            permit._returned(result)
         return result
 
     async def _call_guarded_async(
@@ -143,7 +144,7 @@ class CircuitBreaker(LinkedCircuit):
     ) -> T:
         async with Guard(self) as permit:
             result = await function(*args, **kwargs)
-            permit._ended(None, result)
+            permit._returned(result)
         return result
 
     def guard(self) -> Guard:
@@ -152,9 +153,7 @@ class CircuitBreaker(LinkedCircuit):
 
     def __enter__(self) -> Permit:
         guard = Guard(self)
-        permit = guard.__enter__()
-        _entered.set((*_entered.get(), guard))
-        return permit
+        return self._enter(guard, guard.__enter__())
 
     def __exit__(
         self,
@@ -162,15 +161,13 @@ class CircuitBreaker(LinkedCircuit):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        *outer, guard = _entered.get()
-        _entered.set(tuple(outer))
-        guard.__exit__(kind, error, traceback)
+        guard = self._leave()
+        if guard is not None:
+            guard.__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> Permit:
         guard = Guard(self)
-        permit = await guard.__aenter__()
-        _entered.set((*_entered.get(), guard))
-        return permit
+        return self._enter(guard, await guard.__aenter__())
 
     async def __aexit__(
         self,
@@ -179,6 +176,29 @@ class CircuitBreaker(LinkedCircuit):
         traceback: TracebackType | None,
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+    def _enter(self, guard: Guard, permit: Permit) -> Permit:
+        _entered.set((*_entered.get(), guard))
+        self._blocks[id(guard)] = guard
+        return permit
+
+    def _leave(self) -> Guard | None:
+        """The innermost guard of this breaker that this context has entered.
+
+        A block that is left in another context than it was entered in (some frameworks do that)
+        takes any guard of this breaker that is still open: the outcome counts all the same.
+        """
+        entered = _entered.get()
+        for i in range(len(entered) - 1, -1, -1):
+            guard = entered[i]
+            if guard._breaker is self:
+                _entered.set(entered[:i] + entered[i + 1 :])
+                if self._blocks.pop(id(guard), None) is not None:
+                    return guard
+        try:
+            return self._blocks.popitem()[1]
+        except KeyError:
+            return None
 
     def acquire(self) -> Permit:
         """Ask for the right to make one call, and settle it later with the permit's methods.
@@ -272,12 +292,12 @@ class CircuitBreaker(LinkedCircuit):
     # ------------------------------------------------------------------ admission
 
     def _admit(self, by_check: bool = False) -> Permit:
-        if self._clock.ms() < self._refuse_until and not riding.get():
+        if self._clock.ms() < self._refuse_until and not rides(self):
             raise self.refusal(self._decision)
         return admit(self, by_check=by_check)
 
     async def _admit_async(self) -> Permit:
-        if self._clock.ms() < self._refuse_until and not riding.get():
+        if self._clock.ms() < self._refuse_until and not rides(self):
             raise self.refusal(self._decision)
         return await admit_async(self)
 
@@ -468,6 +488,7 @@ def _host() -> str:
 
 def bounded_json(detail: dict[str, str]) -> str:
     """JSON that fits what the script keeps of a transition; long texts are cut until it does."""
+    detail = {name: text.encode(errors="replace").decode() for name, text in detail.items()}
     text = json.dumps(detail, ensure_ascii=False)
     while len(text.encode()) > MAX_DETAIL:
         longest = max(detail, key=lambda name: len(detail[name]))

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .linked import FULL
+from .permit import Permit, held
 
 if TYPE_CHECKING:
     from .breaker import CircuitBreaker
@@ -103,25 +104,28 @@ def wrap_coroutine(
 def wrap_generator(breaker: CircuitBreaker, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        permit = breaker.acquire()
         inner = function(*args, **kwargs)
+        permit = breaker.acquire()
         resume, value, spent = inner.send, None, 0
         while True:
             start = breaker._now_ns()
+            outer = _hold(permit)
             try:
                 item = resume(value)
             except StopIteration as end:
-                permit._settle_result(end.value, spent + breaker._now_ns() - start)
+                permit._ended(None, spent + breaker._now_ns() - start)
                 return end.value
             except BaseException as error:
-                permit._settle_error(error, spent + breaker._now_ns() - start)
+                permit._ended(error, spent + breaker._now_ns() - start)
                 raise
+            finally:
+                held.set(outer)
             spent += breaker._now_ns() - start
             try:
                 value = yield item
                 resume = inner.send
-            except GeneratorExit:
-                permit.ignore()
+            except GeneratorExit as closed:
+                permit._ended(closed, spent)
                 inner.close()
                 raise
             except BaseException as error:
@@ -135,28 +139,39 @@ def wrap_async_generator(
 ) -> Callable[..., Any]:
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        permit = await breaker.acquire_async()
         inner = function(*args, **kwargs)
+        permit = await breaker.acquire_async()
         resume, value, spent = inner.asend, None, 0
         while True:
             start = breaker._now_ns()
+            outer = _hold(permit)
             try:
                 item = await resume(value)
             except StopAsyncIteration:
-                permit._settle_result(None, spent + breaker._now_ns() - start)
+                permit._ended(None, spent + breaker._now_ns() - start)
                 return
             except BaseException as error:
-                permit._settle_error(error, spent + breaker._now_ns() - start)
+                permit._ended(error, spent + breaker._now_ns() - start)
                 raise
+            finally:
+                held.set(outer)
             spent += breaker._now_ns() - start
             try:
                 value = yield item
                 resume = inner.asend
-            except GeneratorExit:
-                permit.ignore()
+            except GeneratorExit as closed:
+                permit._ended(closed, spent)
                 await inner.aclose()
                 raise
             except BaseException as error:
                 resume, value = inner.athrow, error
 
     return guarded
+
+
+def _hold(permit: Permit) -> tuple[Permit, ...]:
+    """Let calls inside the generator ride on its probe's permit; returns what to set back."""
+    outer = held.get()
+    if permit.is_probe:
+        held.set((*outer, permit))
+    return outer

@@ -30,6 +30,7 @@ MAX_ATTEMPT = 64  # bounds the backoff loop; no interval still grows after so ma
 MAX_DENY = 500  # ms after which a refused prober may ask again
 MAX_TOKENS = 512  # runs in one batch
 MAX_BAD = 1024  # bad outcomes in one batch: they are judged one by one
+MAX_SPAN = 1_000_000_000_000  # ms: no ttl, remaining time, open_for or age is longer
 MAX_TIME = 253_402_300_799_999  # ms: the year 9999; later times and generations are nonsense
 TOTALS = (
     "calls failures slow ignored rejected late dropped probes fallbacks trips opens half_opens "

@@ -6,14 +6,21 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from .model import MAX_SPAN
 from .policy import Outcome
 from .shadow import NO_GENERATION, Era, Generation
 
 if TYPE_CHECKING:
     from .breaker import CircuitBreaker
 
-# The circuits whose permit this context holds: inner calls ride on it and are not counted.
-riding: ContextVar[tuple[CircuitBreaker, ...]] = ContextVar("circuit_breaker_permits", default=())
+# The probes' permits that this context holds: inner calls on their circuits ride on them and are
+# not counted.  A task started inside may outlive the permit, so riders look whether it is settled.
+held: ContextVar[tuple[Permit, ...]] = ContextVar("circuit_breaker_permits", default=())
+
+
+def rides(breaker: CircuitBreaker) -> bool:
+    """Whether a call on this circuit is part of a probe that this context is making."""
+    return any(p._breaker is breaker and not p._done for p in held.get())
 
 
 class Permit:
@@ -75,21 +82,20 @@ class Permit:
     def _elapsed(self) -> int:
         return self._breaker._now_ns() - self._start
 
-    def _ended(self, error: BaseException | None, result: object = None) -> None:
-        """Settle by how a block or function ended."""
+    def _ended(self, error: BaseException | None, duration: int | None = None) -> None:
+        """Settle by how a block ended, after ``duration`` ns (None: from its beginning)."""
         if self._done:
             return
-        if error is not None:
-            self._settle_error(error, self._elapsed())
+        spent = self._elapsed() if duration is None else duration
+        if error is None:
+            self._settle(Outcome.SUCCESS, spent)
         else:
-            self._settle_result(result, self._elapsed())
+            self._settle(self._breaker.policy.outcome_of(error), spent, error)
 
-    def _settle_result(self, result: object, duration: int) -> None:
+    def _returned(self, result: object) -> None:
+        """Settle by what a function returned."""
         failed = self._breaker._is_failure(result)
-        self._settle(Outcome.FAILURE if failed else Outcome.SUCCESS, duration)
-
-    def _settle_error(self, error: BaseException, duration: int) -> None:
-        self._settle(self._breaker.policy.outcome_of(error), duration, error)
+        self._settle(Outcome.FAILURE if failed else Outcome.SUCCESS, self._elapsed())
 
     def _settle(
         self,
@@ -102,7 +108,7 @@ class Permit:
             return
         self._done = True
         breaker = self._breaker
-        wait = 0 if open_for is None else max(1, round(open_for * 1000))
+        wait = 0 if open_for is None else min(MAX_SPAN, max(1, round(open_for * 1000)))
         if self._era is not None:
             breaker._record(self._era, outcome, duration, self._began, error, wait)
         elif self._token:
@@ -120,13 +126,13 @@ class Guard:
     ``call.failure()`` and ``call.ignore()`` override what the block's end says.
     """
 
-    __slots__ = ("_breaker", "_by_check", "_permit", "_ride")
+    __slots__ = ("_breaker", "_by_check", "_outer", "_permit")
 
     def __init__(self, breaker: CircuitBreaker, by_check: bool = False) -> None:
         self._breaker = breaker
         self._by_check = by_check
         self._permit: Permit | None = None
-        self._ride: tuple[CircuitBreaker, ...] | None = None
+        self._outer: tuple[Permit, ...] | None = None
 
     def __enter__(self) -> Permit:
         breaker = self._breaker
@@ -143,8 +149,8 @@ class Guard:
     def _began(self, permit: Permit) -> Permit:
         self._permit = permit
         if permit._token:
-            self._ride = riding.get()
-            riding.set((*self._ride, self._breaker))
+            self._outer = held.get()
+            held.set((*self._outer, permit))
         return permit
 
     def __exit__(
@@ -154,9 +160,9 @@ class Guard:
         traceback: TracebackType | None,
     ) -> None:
         permit, self._permit = self._permit, None
-        if self._ride is not None:
-            riding.set(self._ride)
-            self._ride = None
+        if self._outer is not None:
+            held.set(self._outer)
+            self._outer = None
         if permit is not None:
             permit._ended(error)
 

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -240,7 +240,7 @@ class Policy:
 
     def _types(self, name: str) -> ErrorTypes:
         value = getattr(self, name)
-        types = (value,) if isinstance(value, type) else tuple(value)
+        types = tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
         for one in types:
             if not (isinstance(one, type) and issubclass(one, BaseException)):
                 raise TypeError(f"Policy.{name} holds {one!r}, which is not an exception type")
@@ -269,24 +269,14 @@ class Policy:
         )
 
     def with_numbers(self, numbers: Numbers) -> Policy:
-        """This policy with the numbers that the store keeps."""
-        return replace(
-            self,
-            version=numbers.version,
-            failure_threshold=numbers.failure_threshold,
-            failure_rate=numbers.failure_rate / 10_000 or None,
-            window=numbers.window / 1000,
-            minimum_calls=numbers.minimum_calls,
-            slow_call_rate=numbers.slow_call_rate / 10_000,
-            open_interval=numbers.open_interval / 1000,
-            open_interval_max=numbers.open_interval_max / 1000 or None,
-            backoff_multiplier=numbers.backoff_multiplier / 100,
-            jitter=numbers.jitter / 10_000,
-            success_threshold=numbers.success_threshold,
-            half_open_permits=numbers.half_open_permits,
-            permit_lease=numbers.permit_lease / 1000,
-            quorum=numbers.quorum,
-        )
+        """This policy with the numbers that the store keeps, whoever put them there: the script's
+        ranges are wider than ours, so they are not validated again."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= _in_seconds(numbers)
+        policy = object.__new__(Policy)
+        for name, value in values.items():
+            object.__setattr__(policy, name, value)
+        return policy
 
     def outcome_of(self, error: BaseException) -> Outcome:
         """Which outcome an exception is.
@@ -325,3 +315,22 @@ class Policy:
 
 # Settings that hold code; JSON cannot carry them.
 _CODE_ONLY = frozenset({"record", "ignore", "record_result"})
+
+
+def _in_seconds(numbers: Numbers) -> dict[str, Any]:
+    return {
+        "version": numbers.version,
+        "failure_threshold": numbers.failure_threshold,
+        "failure_rate": numbers.failure_rate / 10_000 or None,
+        "window": numbers.window / 1000,
+        "minimum_calls": numbers.minimum_calls,
+        "slow_call_rate": numbers.slow_call_rate / 10_000,
+        "open_interval": numbers.open_interval / 1000,
+        "open_interval_max": numbers.open_interval_max / 1000 or None,
+        "backoff_multiplier": numbers.backoff_multiplier / 100,
+        "jitter": numbers.jitter / 10_000,
+        "success_threshold": numbers.success_threshold,
+        "half_open_permits": numbers.half_open_permits,
+        "permit_lease": numbers.permit_lease / 1000,
+        "quorum": numbers.quorum,
+    }

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 from .admission import result, result_async
 from .breaker import CircuitBreaker, stored_circuit
@@ -69,8 +68,7 @@ class CircuitBreakerRegistry:
             ValueError: the URL or the namespace cannot be used.
         """
         check_namespace(namespace)
-        scheme = urlsplit(url).scheme if isinstance(url, str) else ""
-        if scheme == "memory":
+        if isinstance(url, str) and url.startswith("memory://"):
             return cls(None, namespace, clock)
         return cls(RedisStore(url, namespace), namespace, clock)
 

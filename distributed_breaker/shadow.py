@@ -303,6 +303,7 @@ class Shadow:
     def _decide_locally(self, now: int, source: str) -> Decision:
         c = self.local
         if c.state in ("closed", "forced_closed"):
+            source = source if c.state == "closed" else "override"
             return Decision("admit", State(c.state), source)
         left = model.remaining(c.state, c.since, c.duration, now)
         cause = c.header.cause
@@ -472,7 +473,10 @@ class Shadow:
 
     def rejected(self, count: int) -> None:
         """Count calls that were refused."""
-        self.deltas["rejected"] += count
+        if self.alone:
+            self.local.totals[model.INDEX["rejected"]] += count
+        else:
+            self.deltas["rejected"] += count
 
     @property
     def waiting(self) -> int:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -422,57 +423,86 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _client_factory(url: str) -> tuple[Any, int]:
+def _client_factory(url: str) -> tuple[Callable[[], Any], int]:
     """A function that makes the client, and the number of the database.
 
     Raises:
         ValueError: the URL's scheme or one of its parts is not usable.
     """
+    if not isinstance(url, str):
+        raise ValueError(f"the store's URL must be a text, not {type(url).__name__}")
+    scheme = url.partition("://")[0]
+    kind = scheme.partition("+")[2]
+    if scheme.partition("+")[0] not in ("redis", "rediss") and scheme != "unix":
+        raise ValueError(f"{redacted(url)}: unknown scheme {scheme!r}; use one of {SCHEMES}")
+    try:
+        if kind == "":
+            return _single(url)
+        if kind == "sentinel":
+            return _sentinel(url)
+        if kind == "cluster":
+            return _cluster(url)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{redacted(url)}: {error}") from None
+    raise ValueError(f"{redacted(url)}: unknown scheme {scheme!r}; use one of {SCHEMES}")
+
+
+def _single(url: str) -> tuple[Callable[[], Any], int]:
+    path = urlsplit(url).path.strip("/")
+    if not url.startswith("unix:") and path and not path.isdigit():
+        raise ValueError("the path must be a database number, such as /0")
+    # Ours come last: an option in the URL must not make a dead server cost seconds.
+    parsed: Any = parse_url
+    options = {**parsed(url), **_settings()}
+    off = MaintNotificationsConfig(enabled=False)
+    redis.ConnectionPool(**options, maint_notifications_config=off).make_connection()
+
+    def client() -> Any:
+        pool = redis.ConnectionPool(**options, maint_notifications_config=off)
+        return redis.Redis(connection_pool=pool)
+
+    return client, int(options.get("db") or 0)
+
+
+def _sentinel(url: str) -> tuple[Callable[[], Any], int]:
     parts = urlsplit(url)
-    scheme = parts.scheme
-    query = parse_qs(parts.query)
-    path = parts.path.strip("/").split("/") if parts.path.strip("/") else []
-    where = redacted(url)
-    if scheme in ("redis", "rediss", "unix"):
-        if scheme != "unix" and (len(path) > 1 or (path and not path[0].isdigit())):
-            raise ValueError(f"{where}: the path must be a database number, such as /0")
-        number = query.get("db", path if scheme != "unix" else ["0"])
-        db = int(number[0]) if number else 0
+    path = parts.path.strip("/").split("/")
+    if not path[0] or len(path) > 2 or not (path[1:] or ["0"])[0].isdigit():
+        raise ValueError(
+            "name the monitored primary, such as redis+sentinel://host:26379/mymaster/0"
+        )
+    db = int((path[1:] or ["0"])[0])
+    hosts = _hosts(parts.netloc, 26379)
+    options = {**_access(parts), **_settings(), "db": db}
 
-        def single() -> Any:
-            off = MaintNotificationsConfig(enabled=False)
-            return redis.Redis.from_url(url, maint_notifications_config=off, **_settings())
+    def client() -> Any:
+        sentinels: Any = redis.Sentinel
+        watched = sentinels(hosts, sentinel_kwargs={**_settings(), "ssl": options["ssl"]})
+        return watched.master_for(path[0], **options)
 
-        return single, db
-    tls = scheme.startswith("rediss")
-    if scheme in ("redis+sentinel", "rediss+sentinel"):
-        if not path or (len(path) > 1 and not path[1].isdigit()):
-            raise ValueError(
-                f"{where}: name the monitored primary, such as redis+sentinel://host:26379/mymaster/0"
-            )
-        db = int(path[1]) if len(path) > 1 else 0
-        hosts = _hosts(parts.netloc, 26379)
+    return client, db
 
-        def sentinel() -> Any:
-            extra: Any = {"username": parts.username, "password": parts.password, "ssl": tls}
-            sentinels: Any = redis.Sentinel
-            watched = sentinels(hosts, sentinel_kwargs={**_settings(), "ssl": tls})
-            return watched.master_for(path[0], db=db, **extra, **_settings())
 
-        return sentinel, db
-    if scheme in ("redis+cluster", "rediss+cluster"):
-        nodes = _hosts(parts.netloc, 6379)
+def _cluster(url: str) -> tuple[Callable[[], Any], int]:
+    parts = urlsplit(url)
+    if parts.path.strip("/") not in ("", "0"):
+        raise ValueError("a cluster has only database 0: leave the path out")
+    hosts = _hosts(parts.netloc, 6379)
+    options: Any = {**_access(parts), **_settings(), "retry": Retry(NoBackoff(), 1)}
 
-        def cluster() -> Any:
-            node: Any = redis.cluster.ClusterNode
-            startup = [node(host, port) for host, port in nodes]
-            extra: Any = {"username": parts.username, "password": parts.password, "ssl": tls}
-            return redis.RedisCluster(
-                startup_nodes=startup, **extra, **{**_settings(), "retry": Retry(NoBackoff(), 1)}
-            )
+    def client() -> Any:
+        node: Any = redis.cluster.ClusterNode
+        return redis.RedisCluster(startup_nodes=[node(*host) for host in hosts], **options)
 
-        return cluster, 0
-    raise ValueError(f"{where}: unknown scheme {scheme!r}; use one of {SCHEMES}")
+    return client, 0
+
+
+def _access(parts: SplitResult) -> dict[str, Any]:
+    return {
+        "username": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password) if parts.password else None,
+        "ssl": parts.scheme.startswith("rediss"),
+    }
 
 
 def _hosts(netloc: str, port: int) -> list[tuple[str, int]]:
@@ -481,14 +511,20 @@ def _hosts(netloc: str, port: int) -> list[tuple[str, int]]:
         host, _, number = part.strip().rpartition(":")
         if not number.isdigit():
             host, number = part.strip(), str(port)
-        if not host:
-            raise ValueError(f"a host is missing in {netloc.rpartition('@')[2]!r}")
+        if not host or int(number) > 65_535:
+            raise ValueError(f"{part!r} is not a host with a port")
         hosts.append((host.strip("[]"), int(number)))
     return hosts
 
 
 def redacted(url: str) -> str:
-    """The URL without user, password and options, for messages and logs."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    """The URL without user, password and options, for messages and logs.
+
+    A password may hold characters that should have been escaped, so everything before the last
+    ``@`` goes.
+    """
+    scheme, separator, rest = url.partition("://")
+    before, _, host = rest.rpartition("@")
+    if "?" in rest and (not before or "?" in before):
+        host = "" if before else rest.partition("?")[0]
+    return f"{scheme}{separator}{re.split('[?#]', host)[0] or '***'}"

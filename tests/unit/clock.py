@@ -1,0 +1,77 @@
+"""A clock that only a test moves, and how tests drive a circuit with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from distributed_breaker import CircuitBreaker, CircuitBreakerOpenException, Policy
+
+# One failure trips it, one probe closes it, and no chance is involved.
+BRITTLE = Policy(failure_threshold=1, success_threshold=1, jitter=0.0)
+# Nothing but an operator or a Retry-After ever opens it.
+STURDY = Policy(failure_threshold=1_000_000, failure_rate=None, minimum_calls=1_000_000)
+OPEN_INTERVAL = 60.0
+
+
+class FakeClock:
+    """Monotonic seconds, exact to the millisecond."""
+
+    def __init__(self, start: float = 1_000.0) -> None:
+        self.ms = round(start * 1000)
+
+    def __call__(self) -> float:
+        return self.ms / 1000
+
+    def advance(self, seconds: float) -> None:
+        self.ms += round(seconds * 1000)
+
+
+class Boom(Exception):
+    """What a protected dependency raises in these tests."""
+
+
+def boom(*_: object) -> NoReturn:
+    raise Boom("the dependency is down")
+
+
+def fail(breaker: CircuitBreaker, times: int = 1) -> None:
+    """Let protected calls fail."""
+    for _ in range(times):
+        with pytest.raises(Boom):
+            breaker.call(boom)
+
+
+def succeed(breaker: CircuitBreaker, times: int = 1) -> None:
+    """Let protected calls succeed."""
+    for _ in range(times):
+        assert breaker.call(lambda: "fine") == "fine"
+
+
+def must_not_run(*_: object) -> NoReturn:
+    raise AssertionError("the protected function ran")
+
+
+def refused(breaker: CircuitBreaker) -> CircuitBreakerOpenException:
+    """A call must be refused; returns the rejection."""
+    with pytest.raises(CircuitBreakerOpenException) as caught:
+        breaker.call(must_not_run)
+    return caught.value
+
+
+def make_due(breaker: CircuitBreaker, clock: FakeClock, seconds: float = OPEN_INTERVAL) -> None:
+    """Trip a brittle circuit and let its open interval pass, so that the next call is a probe."""
+    fail(breaker)
+    assert breaker.state == "open"
+    clock.advance(seconds)
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Poll for something that another thread does; never longer than ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)

@@ -1,0 +1,28 @@
+"""A registry without a store, on a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry
+
+from tests.unit.clock import BRITTLE, FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def registry(clock: FakeClock) -> Iterator[CircuitBreakerRegistry]:
+    with CircuitBreakerRegistry.from_url("memory://", clock=clock) as registry:
+        yield registry
+
+
+@pytest.fixture
+def brittle(registry: CircuitBreakerRegistry) -> CircuitBreaker:
+    """A circuit that one failure trips and one probe closes."""
+    return registry.breaker("brittle", BRITTLE)
