@@ -400,6 +400,13 @@ class Link:
             circuit.heal()
         if reply.old == "":
             self._to_remember.add(circuit.name)
+        if circuit.policy_mismatch:
+            self._say_once(
+                f"policy {circuit.name}",
+                "circuit %s: this process was given another policy than the fleet's, which rules; "
+                "give all processes the same one, or raise its version",
+                circuit.name,
+            )
         if reply.failed:
             self._say_once(
                 reply.failed, "after-effects were refused by the store: %s", reply.failed
@@ -424,7 +431,11 @@ class Link:
             circuit.name,
             error,
         )
-        self._lose(circuit, step, request, StoreDown(error.code, str(error)))
+        if request is not None and request.kind in ("settle", "cancel"):
+            # Sending it again would be answered alike.
+            self._refuse(request)
+        else:
+            self._lose(circuit, step, request, StoreDown(error.code, str(error)))
         circuit.degrade(error.code)
 
     def _lose(

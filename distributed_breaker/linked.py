@@ -342,6 +342,11 @@ class LinkedCircuit:
         return self._shadow.degraded
 
     @property
+    def policy_mismatch(self) -> bool:
+        """Whether the fleet's policy is another one than this process was given."""
+        return self._shadow.policy_mismatch
+
+    @property
     def heard(self) -> int:
         """When the mirror was last confirmed (ms)."""
         return self._shadow.heard

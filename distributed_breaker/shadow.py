@@ -484,9 +484,9 @@ class Shadow:
         return sum(p.count for p in self.pending) + self.stale.total()
 
     @property
-    def urgent(self) -> bool:
-        """Whether a bad outcome waits: those are reported at once."""
-        return any(p.kind not in "si" or p.open_for for p in self.pending)
+    def policy_mismatch(self) -> bool:
+        """Whether the fleet's policy is another one than this process was given."""
+        return self.synced and self.explicit and self.policy != self.offered
 
     # ------------------------------------------------------------------ steps for the store
 

@@ -141,7 +141,7 @@ def snapshot_of(
             "retry_after": max(0, decision.until - own.now) / 1000 if decision.until else 0.0,
             "mirror_age": None if shadow.alone else max(0, own.now - shadow.heard) / 1000,
             "policy": own.policy.with_numbers(shadow.policy),
-            "policy_mismatch": shadow.explicit and shadow.policy != shadow.offered,
+            "policy_mismatch": shadow.policy_mismatch,
             "local": MappingProxyType(dict(own.account)),
         }
     if log:

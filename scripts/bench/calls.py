@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import uuid
-from collections.abc import AsyncIterator, Iterator
 
 from distributed_breaker import (
     CircuitBreaker,
     CircuitBreakerOpenException,
     CircuitBreakerRegistry,
     Policy,
-    State,
 )
 from distributed_breaker.linked import FULL
 from scripts.servers import Server
 
-from .peers import REJECTED, Boom, boom, missing, peer_cases
+from .peers import missing, peer_cases
 from .report import Row, Setting, Table
-from .timing import Case, Cost, measure
+from .timing import REJECTED, Case, Cost, measure
+from .work import Boom, boom, trip, work, work_async, work_async_generator, work_generator
 
 # A full tally is drained by the call that fills it: each sample holds two drains, no more or less.
 CALLS = 2 * (FULL + 1)
@@ -41,29 +38,13 @@ BEYOND_A_RAISE = "≤ 2"
 REJECTION = "goal 1"
 
 
-def work() -> None:
-    """What is guarded: next to nothing, so that every added nanosecond shows."""
-
-
-async def work_async() -> None:
-    pass
-
-
-def work_generator() -> Iterator[None]:
-    yield
-
-
-async def work_async_generator() -> AsyncIterator[None]:
-    yield
-
-
 def run(setting: Setting) -> Table:
     """Time all forms on a shared circuit whose server and link run."""
     with Server.start(setting.server) as server:
         namespace = f"bench-{uuid.uuid4().hex[:8]}"
         with CircuitBreakerRegistry.from_url(server.url, namespace) as registry:
             cases = bare_cases() + closed_cases(registry) + rejected_cases(registry)
-            cases += peer_cases(work, work_async, work_generator)
+            cases += peer_cases()
             rounds = QUICK_ROUNDS if setting.quick else ROUNDS
             costs = measure(cases, rounds=rounds, calls=CALLS)
             if any(snapshot.fleet is False for snapshot in registry.snapshot().values()):
@@ -120,11 +101,11 @@ def closed_cases(registry: CircuitBreakerRegistry) -> list[Case]:
 
 
 def _forms(breaker: CircuitBreaker, suffix: str) -> list[Case]:
-    names = {"breaker": breaker, "f": work, "guarded": breaker(work)}
-    awaited = {"breaker": breaker, "f": work_async, "guarded": breaker(work_async)}
+    names: dict[str, object] = {"breaker": breaker, "f": work, "guarded": breaker(work)}
+    awaited = names | {"f": work_async, "guarded": breaker(work_async)}
     generator = {"guarded": breaker(work_generator)}
     async_generator = {"guarded": breaker(work_async_generator)}
-    forms = [
+    forms: list[tuple[str, str, dict[str, object], str]] = [
         ("decorator", "guarded()", names, "bare"),
         ("call", "breaker.call(f)", names, "bare"),
         ("guard()", "with breaker.guard():\n    f()", names, "bare"),
@@ -141,7 +122,7 @@ def _forms(breaker: CircuitBreaker, suffix: str) -> list[Case]:
             "bare async generator",
         ),
     ]
-    return [Case(f"closed: {form}{suffix}", *rest) for form, *rest in forms]  # type: ignore[arg-type]
+    return [Case(f"closed: {form}{suffix}", *rest) for form, *rest in forms]
 
 
 def rejected_cases(registry: CircuitBreakerRegistry) -> list[Case]:
@@ -160,13 +141,3 @@ def rejected_cases(registry: CircuitBreakerRegistry) -> list[Case]:
         Case(f"rejected: {form}", REJECTED.format(statement), names, "bare raise")
         for form, statement in forms.items()
     ]
-
-
-def trip(breaker: CircuitBreaker) -> None:
-    """Open a circuit whose policy trips at the first failure, in the store too."""
-    with contextlib.suppress(Boom):
-        breaker.call(boom)
-    for _ in itertools.repeat(None, 1000):
-        if breaker.snapshot().shared_state is State.OPEN:
-            return
-    raise RuntimeError(f"{breaker!r} did not open")

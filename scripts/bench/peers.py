@@ -6,22 +6,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 from .report import version
-from .timing import Case
-
-Function = Callable[[], object]
-
-
-class Boom(Exception):
-    """The failure that opens a peer's circuit."""
-
-
-def boom() -> None:
-    raise Boom
-
+from .timing import REJECTED, Case
+from .work import Boom, boom, work, work_async, work_generator
 
 def missing() -> list[str]:
     """What to print about the peers that are not there."""
@@ -32,24 +21,24 @@ def missing() -> list[str]:
     ]
 
 
-def peer_cases(f: Function, coroutine: Function, generator: Function) -> list[Case]:
+def peer_cases() -> list[Case]:
     """Calls through the peers' breakers, in the forms that each of them has."""
     cases: list[Case] = []
     if importlib.util.find_spec("circuitbreaker") is not None:
-        cases += _circuitbreaker(f, coroutine, generator)
+        cases += _circuitbreaker()
     if importlib.util.find_spec("pybreaker") is not None:
-        cases += _pybreaker(f)
+        cases += _pybreaker()
     return cases
 
 
-def _circuitbreaker(f: Function, coroutine: Function, generator: Function) -> list[Case]:
+def _circuitbreaker() -> list[Case]:
     module: Any = importlib.import_module("circuitbreaker")
     name = f"circuitbreaker {version('circuitbreaker')}"
     breaker = module.CircuitBreaker(name="closed")
     broken = module.CircuitBreaker(name="open", failure_threshold=1, recovery_timeout=3600)
     _open(broken, Boom)
-    names = {"f": f, "breaker": breaker, "guarded": breaker(f)}
-    refused = {"refused": broken(f), "Refusal": module.CircuitBreakerError}
+    names = {"f": work, "breaker": breaker, "guarded": breaker(work)}
+    refused = {"refused": broken(work), "Refusal": module.CircuitBreakerError}
     return [
         Case(f"closed: {name}, decorator", "guarded()", names, "bare"),
         Case(f"closed: {name}, call", "breaker.call(f)", names, "bare"),
@@ -57,37 +46,33 @@ def _circuitbreaker(f: Function, coroutine: Function, generator: Function) -> li
         Case(
             f"closed: {name}, async decorator",
             "await guarded()",
-            {"guarded": breaker(coroutine)},
+            {"guarded": breaker(work_async)},
             "bare coroutine",
         ),
         Case(
             f"closed: {name}, generator",
             "for _ in guarded():\n    pass",
-            {"guarded": breaker(generator)},
+            {"guarded": breaker(work_generator)},
             "bare generator",
         ),
         Case(f"rejected: {name}, decorator", REJECTED.format("refused()"), refused, "bare raise"),
     ]
 
 
-def _pybreaker(f: Function) -> list[Case]:
+def _pybreaker() -> list[Case]:
     module: Any = importlib.import_module("pybreaker")
     name = f"pybreaker {version('pybreaker')}"
     breaker = module.CircuitBreaker()
     broken = module.CircuitBreaker(fail_max=1, reset_timeout=3600)
     _open(broken, module.CircuitBreakerError)
-    names = {"f": f, "breaker": breaker, "guarded": breaker(f)}
-    refused = {"refused": broken(f), "Refusal": module.CircuitBreakerError}
+    names = {"f": work, "breaker": breaker, "guarded": breaker(work)}
+    refused = {"refused": broken(work), "Refusal": module.CircuitBreakerError}
     return [
         Case(f"closed: {name}, decorator", "guarded()", names, "bare"),
         Case(f"closed: {name}, call", "breaker.call(f)", names, "bare"),
         Case(f"closed: {name}, with", "with breaker.calling():\n    f()", names, "bare"),
         Case(f"rejected: {name}, decorator", REJECTED.format("refused()"), refused, "bare raise"),
     ]
-
-
-# A rejection with all that comes with it: the call, raise and catch.
-REJECTED = "try:\n    {}\nexcept Refusal:\n    pass"
 
 
 def _open(breaker: Any, *signs: type[Exception]) -> None:

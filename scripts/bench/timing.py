@@ -26,6 +26,9 @@ _LOOP = """
     return clock() - start
 """
 
+# A rejection with all that comes with it: the call, raise and catch.
+REJECTED = "try:\n    {}\nexcept Refusal:\n    pass"
+
 
 @dataclass(frozen=True)
 class Case:

@@ -38,6 +38,22 @@ LEGAL: dict[str, frozenset[tuple[str, str]]] = {
     "expired": frozenset({("forced_open", "half_open"), ("forced_closed", "closed")}),
     "reset": frozenset((old, "closed") for old in ANY),
 }
+# By operation and verdict: the states before the step from which it can come to that.  A circuit
+# that moves in the same step, because its client knows better, makes for surprising ones.
+VERDICTS: dict[tuple[str, str], frozenset[str]] = {
+    ("report", "ok"): ANY | {""},
+    ("acquire", "go"): ANY | {""},
+    ("acquire", "deny"): ANY | {""},
+    ("acquire", "grant"): ANY | {""},
+    ("settle", "ok"): frozenset({"half_open"}),
+    ("settle", "stale"): ANY | {""},
+    ("cancel", "ok"): frozenset({"half_open"}),
+    ("cancel", "noop"): ANY | {""},
+    ("override", "ok"): ANY | {""},
+    ("release", "ok"): ANY | {""},
+    ("release", "noop"): ANY | {""},
+    ("reset", "ok"): ANY | {""},
+}
 JUDGED = ("run", "rate", "slow")
 
 
@@ -407,37 +423,34 @@ class History:
     """
 
     identities: set[tuple[int, str]] = field(default_factory=set)
-    leases: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    leases: Counter[str] = field(default_factory=Counter)
     succeeded: set[str] = field(default_factory=set)
-    calls: int = 0
 
-    def lost(self) -> None:
-        """The store has lost the circuit, or an older one has come back."""
-        self.calls = -1
+    def replaced(self, c: Circuit | None) -> None:
+        """The store has lost the circuit, or holds an older one now."""
+        self.leases = Counter(s.token for s in c.slots) if c is not None else Counter()
+        self.succeeded = {f"lost {i}" for i in range(c.successes if c is not None else 0)}
 
     def observe(self, seen: Seen) -> None:
         """Judge one step by itself and by what came before it."""
         check_step(seen)
-        c, step = seen.after, seen.step
         if seen.step.op == "settle" and seen.reply.verdict == "ok":
             self._settled(seen)
         if seen.events:
             for event in seen.events:
-                identity = (event.v, step.nonce)
+                identity = (event.v, seen.step.nonce)
                 assert identity not in self.identities, _broken("S2: an identity twice", seen)
                 self.identities.add(identity)
-            self.succeeded = set()
-        if seen.reply.verdict == "grant":
-            self.leases[(c.v, c.nonce, step.token)] += 1
+            self.leases, self.succeeded = Counter(), set()
+        if seen.reply.verdict == "grant" and seen.reply.value > 0:
+            self.leases[seen.step.token] = 1
 
     def _settled(self, seen: Seen) -> None:
-        before, step = seen.before, seen.step
-        assert before is not None
-        lease = (before.v, before.nonce, step.token)
-        assert self.leases.pop(lease, 0) > 0, _broken("S5: settled more often than granted", seen)
-        if step.kind == "s":
-            assert step.token not in self.succeeded, _broken("S6: one token counted twice", seen)
-            self.succeeded.add(step.token)
+        token = seen.step.token
+        assert self.leases.pop(token, 0) > 0, _broken("S5: settled, but not granted", seen)
+        if seen.step.kind == "s":
+            assert token not in self.succeeded, _broken("S6: one token counted twice", seen)
+            self.succeeded.add(token)
         if any(e.cause == "recovered" for e in seen.events):
             enough = len(self.succeeded) >= seen.policy.success_threshold
             assert enough, _broken("S6: closed by too few tokens", seen)

@@ -212,7 +212,12 @@ class Alphabet:
         follow += [step("release", known=known), step("reset", known=known)]
         for other in knowledge(c, small, now):
             follow.append(step("report", known=other))
-        compare += [step("acquire", known=other) for other in odd_knowledge(c, small, now)]
+            if c is None:
+                rest = ("acquire", "settle", "cancel", "release", "reset")
+                compare += [step(op, known=other, token=UNKNOWN) for op in rest]
+                compare.append(step("override", known=other, kind=FORCED[0]))
+        for other in odd_knowledge(c, small, now):
+            compare += [step(op, known=other, token=UNKNOWN) for op in ("acquire", "release")]
         for policy in small.offers:
             for offer in (True, False):
                 one = step("report", known=known, policy=policy, offer=offer)
@@ -303,7 +308,8 @@ def odd_knowledge(c: Circuit | None, small: Small, now: int) -> Iterator[Known]:
         return
     yield Known(c.v, "0000000e", "forced_open", -1, 0)
     yield Known(c.v - 1, "0000000e", "forced_open", -1, 0)
-    yield Known(c.v + 1, "0000000e", "closed", 0, 0)
+    for state, left in (("closed", 0), ("half_open", 0), ("forced_open", -1)):
+        yield Known(c.v + 1, "0000000e", state, left, 0)
     yield Known(c.v + 1, "0000000e", "open", small.tick, model.MAX_ATTEMPT)
     left = max(0, model.remaining(c.state, c.since, c.duration, now))
     for more in (model.FRESH_MARGIN, model.FRESH_MARGIN + 1):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import redis
 
 from distributed_breaker import model
-from distributed_breaker.model import Step, Stepped
+from distributed_breaker.model import Circuit, Step, Stepped
 from distributed_breaker.store import code_of, encode, key_of, script
 
 CIRCUIT = "c"
@@ -189,3 +189,70 @@ def differences(
             wanted = model_answer(case, stepped)
             if differing(wanted, got):
                 yield Difference(case, wanted, got)
+
+
+class Living:
+    """One circuit that lives on in both twins, with nothing put back between its steps.
+
+    ``step`` compares at once, ``finish`` what has gathered in the log and on the channel.
+    """
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
+        self.circuit: Circuit | None = None
+        self._client = client
+        self._key = key_of(namespace, CIRCUIT)
+        self._channel = f"cb:0:{namespace}"
+        self._sha: str = client.script_load(script())
+        self._log: list[tuple[str, ...]] = []
+        self._expires = False
+        self._pushes = client.pubsub()
+        self._pushes.subscribe(self._channel)
+        self._expected: list[str] = []
+
+    def fields(self) -> Fields | None:
+        """What is stored now."""
+        return None if self.circuit is None else model.dump(self.circuit)
+
+    def step(self, step: Step, now: int) -> Stepped:
+        """Carry out one step in both twins."""
+        case = Case(self.fields(), step, now)
+        stepped = run_model(case)
+        wanted = model_answer(case, stepped)
+        with self._client.pipeline(transaction=False) as pipe:
+            arguments = encode(step, self._channel, CIRCUIT, now)
+            pipe.execute_command("EVALSHA", self._sha, 2, self._key, self._key + ":log", *arguments)
+            pipe.execute_command("HGETALL", self._key)
+            pipe.execute_command("PTTL", self._key)
+            reply, fields, ttl = pipe.execute()
+        self.circuit = stepped.circuit
+        self._log += wanted.log
+        self._expected += wanted.pushed
+        if stepped.expiry != 0:
+            self._expires = stepped.expiry > 0
+        assert (tuple(reply), fields) == (wanted.reply, wanted.fields), case
+        assert (ttl > 0) == self._expires, (case, ttl)
+        return stepped
+
+    def put(self, fields: Fields | None) -> None:
+        """The store forgets the circuit, or an older one comes back from a stale replica."""
+        self._client.delete(self._key)
+        if fields is not None:
+            self._client.hset(self._key, mapping=fields)
+        self.circuit = None if fields is None else model.load(fields)
+        self._expires = False
+
+    def finish(self) -> None:
+        """Compare the log's last 50 entries and all that was pushed, and remove the keys."""
+        entries = self._client.xrange(self._key + ":log")
+        log = [tuple(entry.get(name, "") for name in LOGGED) for _, entry in entries]
+        assert log == self._log[-50:]
+        self._client.publish(self._channel, "end")
+        heard: list[str] = []
+        while "end" not in heard:
+            message = self._pushes.get_message(timeout=30.0)
+            assert message is not None, "a push did not arrive"
+            if message["type"] == "message":
+                heard.append(message["data"])
+        assert heard[:-1] == self._expected
+        self._client.delete(self._key, self._key + ":log")
+        self._pushes.close()

@@ -83,14 +83,13 @@ BAD: list[tuple[str, Any]] = [
 def test_a_bad_value_is_refused_and_named(name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         Policy(**{name: value})
-    message = str(caught.value)
-    assert f"Policy.{name}" in message
-    inner = value[0] if isinstance(value, tuple | list) else value
-    assert repr(inner) in message or repr(inner)[1:2] in message.split("holds")[-1]
+    shown = value[0] if isinstance(value, tuple | list) else value
+    assert f"Policy.{name}" in str(caught.value)
+    assert repr(shown) in str(caught.value)
 
 
 GOOD: list[dict[str, Any]] = [
-    {name: bound / 1.0 if name in () else bound}
+    {name: bound}
     for name in ("failure_threshold", "minimum_calls", "quorum", "version")
     for bound in LIMITS[name]
 ] + [
@@ -236,6 +235,7 @@ def test_a_policy_and_its_numbers_agree(numbers: Numbers) -> None:
      "0 5 5000 60000 10 5000 60000 0 99 1000 3 3 30000 2",
      "0 5 5000 60000 10 5000 60000 0 200 1000 3 3 30000 9",
      "0  5 5000 60000 10 5000 60000 0 200 1000 3 3 30000 2",
+     "² 5 5000 60000 10 5000 60000 0 200 1000 3 3 30000 2",
      "0.5 5 5000 60000 10 5000 60000 0 200 1000 3 3 30000 2"],
 )  # fmt: skip
 def test_a_text_that_is_no_policy_is_none(text: str) -> None:
