@@ -71,7 +71,7 @@ class Numbers(NamedTuple):
         """Read a stored text; None when it is not a policy or a number is out of range."""
         # A newer library may append numbers: the ones known here are read.
         words = text.split(" ")[: len(cls._fields)]
-        if len(words) < len(cls._fields) or not all(word.isdigit() for word in words):
+        if len(words) < len(cls._fields) or not all(w.isascii() and w.isdigit() for w in words):
             return None
         numbers = cls(*map(int, words))
         in_range = all(

@@ -7,6 +7,7 @@ scenarios in which nothing happens: what those show is the noise of the machine.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import statistics
 import time
@@ -77,17 +78,16 @@ def run(setting: Setting) -> Table:
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(Server.start(setting.server)) for _ in SCENARIOS]
         waits = strike(servers, seconds)
-    for scenario, found in zip(SCENARIOS, waits, strict=True):
-        longest = ", ".join(f"{ns / 1e6:.1f}" for ns in found.longest[:4])
-        table.rows.append(
-            Row(
-                f"{scenario.state}, {FAULTS[scenario.fault]}",
-                (f"{found.worst / 1e6:.2f}", f"{found.median / 1e6:.4f}"),
-                scenario.target,
-                f"{len(found.longest)} of {found.calls:,} over 1 ms" + ": " * bool(longest) + longest,
-            )
-        )
+    table.rows = [_row(*pair) for pair in zip(SCENARIOS, waits, strict=True)]
     return table
+
+
+def _row(scenario: Scenario, waits: Waits) -> Row:
+    note = f"{len(waits.longest)} of {waits.calls:,} over 1 ms"
+    if waits.longest:
+        note += ": " + ", ".join(f"{ns / 1e6:.1f}" for ns in waits.longest[:4])
+    figures = (f"{waits.worst / 1e6:.2f}", f"{waits.median / 1e6:.4f}")
+    return Row(f"{scenario.state}, {FAULTS[scenario.fault]}", figures, scenario.target, note)
 
 
 def strike(servers: list[Server], seconds: float) -> list[Waits]:
@@ -128,6 +128,7 @@ def _told(pipe: Connection) -> Waits:
 
 def suffer(state: str, url: str, seconds: float, pipe: Connection) -> None:
     """Bring a circuit into its state, let the fault strike, and time calls for some seconds."""
+    logging.disable()  # That the store is down is what is wanted here.
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
     with CircuitBreakerRegistry.from_url(url, namespace) as registry:
         if state == "starting":

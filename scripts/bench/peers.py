@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 from .report import version
 from .timing import REJECTED, Case
 from .work import Boom, boom, work, work_async, work_generator
+
 
 def missing() -> list[str]:
     """What to print about the peers that are not there."""
@@ -21,60 +23,67 @@ def missing() -> list[str]:
     ]
 
 
-def peer_cases() -> list[Case]:
-    """Calls through the peers' breakers, in the forms that each of them has."""
+def closed_peers() -> list[Case]:
+    """Closed calls through the peers' breakers, in the forms that each of them has."""
+    return _present(_circuitbreaker_closed, _pybreaker_closed)
+
+
+def rejected_peers() -> list[Case]:
+    """Rejections by the peers' breakers."""
+    return _present(_circuitbreaker_rejected, _pybreaker_rejected)
+
+
+def _present(*peers: Callable[[], list[Case]]) -> list[Case]:
     cases: list[Case] = []
-    if importlib.util.find_spec("circuitbreaker") is not None:
-        cases += _circuitbreaker()
-    if importlib.util.find_spec("pybreaker") is not None:
-        cases += _pybreaker()
+    for peer in peers:
+        with contextlib.suppress(ModuleNotFoundError):
+            cases += peer()
     return cases
 
 
-def _circuitbreaker() -> list[Case]:
+def _circuitbreaker_closed() -> list[Case]:
     module: Any = importlib.import_module("circuitbreaker")
-    name = f"circuitbreaker {version('circuitbreaker')}"
+    title = f"closed: circuitbreaker {version('circuitbreaker')}"
     breaker = module.CircuitBreaker(name="closed")
-    broken = module.CircuitBreaker(name="open", failure_threshold=1, recovery_timeout=3600)
-    _open(broken, Boom)
     names = {"f": work, "breaker": breaker, "guarded": breaker(work)}
-    refused = {"refused": broken(work), "Refusal": module.CircuitBreakerError}
+    names |= {"guarded_async": breaker(work_async), "guarded_generator": breaker(work_generator)}
+    generator = "for _ in guarded_generator():\n    pass"
     return [
-        Case(f"closed: {name}, decorator", "guarded()", names, "bare"),
-        Case(f"closed: {name}, call", "breaker.call(f)", names, "bare"),
-        Case(f"closed: {name}, with", "with breaker:\n    f()", names, "bare"),
-        Case(
-            f"closed: {name}, async decorator",
-            "await guarded()",
-            {"guarded": breaker(work_async)},
-            "bare coroutine",
-        ),
-        Case(
-            f"closed: {name}, generator",
-            "for _ in guarded():\n    pass",
-            {"guarded": breaker(work_generator)},
-            "bare generator",
-        ),
-        Case(f"rejected: {name}, decorator", REJECTED.format("refused()"), refused, "bare raise"),
+        Case(f"{title}, decorator", "guarded()", names, "bare"),
+        Case(f"{title}, call", "breaker.call(f)", names, "bare"),
+        Case(f"{title}, with", "with breaker:\n    f()", names, "bare"),
+        Case(f"{title}, async decorator", "await guarded_async()", names, "bare coroutine"),
+        Case(f"{title}, generator", generator, names, "bare generator"),
     ]
 
 
-def _pybreaker() -> list[Case]:
+def _pybreaker_closed() -> list[Case]:
     module: Any = importlib.import_module("pybreaker")
-    name = f"pybreaker {version('pybreaker')}"
+    title = f"closed: pybreaker {version('pybreaker')}"
     breaker = module.CircuitBreaker()
-    broken = module.CircuitBreaker(fail_max=1, reset_timeout=3600)
-    _open(broken, module.CircuitBreakerError)
     names = {"f": work, "breaker": breaker, "guarded": breaker(work)}
-    refused = {"refused": broken(work), "Refusal": module.CircuitBreakerError}
     return [
-        Case(f"closed: {name}, decorator", "guarded()", names, "bare"),
-        Case(f"closed: {name}, call", "breaker.call(f)", names, "bare"),
-        Case(f"closed: {name}, with", "with breaker.calling():\n    f()", names, "bare"),
-        Case(f"rejected: {name}, decorator", REJECTED.format("refused()"), refused, "bare raise"),
+        Case(f"{title}, decorator", "guarded()", names, "bare"),
+        Case(f"{title}, call", "breaker.call(f)", names, "bare"),
+        Case(f"{title}, with", "with breaker.calling():\n    f()", names, "bare"),
     ]
 
 
-def _open(breaker: Any, *signs: type[Exception]) -> None:
-    with contextlib.suppress(*signs):
+def _circuitbreaker_rejected() -> list[Case]:
+    module: Any = importlib.import_module("circuitbreaker")
+    breaker = module.CircuitBreaker(name="open", failure_threshold=1, recovery_timeout=3600)
+    with contextlib.suppress(Boom):
         breaker.call(boom)
+    names = {"refused": breaker(work), "Refusal": module.CircuitBreakerError}
+    title = f"rejected: circuitbreaker {version('circuitbreaker')}, decorator"
+    return [Case(title, REJECTED.format("refused()"), names, "bare raise")]
+
+
+def _pybreaker_rejected() -> list[Case]:
+    module: Any = importlib.import_module("pybreaker")
+    breaker = module.CircuitBreaker(fail_max=1, reset_timeout=3600)
+    with contextlib.suppress(module.CircuitBreakerError):
+        breaker.call(boom)
+    names = {"refused": breaker(work), "Refusal": module.CircuitBreakerError}
+    title = f"rejected: pybreaker {version('pybreaker')}, decorator"
+    return [Case(title, REJECTED.format("refused()"), names, "bare raise")]

@@ -121,7 +121,8 @@ def _scripts_watched(server: Server) -> Iterator[Counter[str]]:
     """
     seen: Counter[str] = Counter()
     end = uuid.uuid4().hex
-    with contextlib.closing(server.client()) as client, client.monitor() as monitor:
+    client: Any = server.client()
+    with contextlib.closing(client), client.monitor() as monitor:
         yield seen
         with contextlib.closing(server.client()) as other:
             other.echo(end)
@@ -147,9 +148,7 @@ def _traffic_rows(what: str, traffic: Traffic) -> list[Row]:
     calls = traffic.calls
     asked, inside = traffic.by_client, traffic.in_scripts
     target = "< 0.01" if what == "closed" else ""
-    wire = [
-        MISSING if n is None else f"{n / calls:.2f}" for n in (traffic.received, traffic.sent)
-    ]
+    wire = [MISSING if n is None else f"{n / calls:.2f}" for n in (traffic.received, traffic.sent)]
     return [
         Row(f"{what}: commands per call", (_per(asked, calls),), target, _names(asked)),
         Row(f"{what}: commands inside scripts per call", (_per(inside, calls),), "",
@@ -176,10 +175,13 @@ def propagation(server: Server, trips: int) -> list[Row]:
     namespace = f"bench-{uuid.uuid4().hex[:8]}"
     context = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
+    watchers = []
     for _ in range(WATCHERS):
         ours, theirs = context.Pipe()
-        context.Process(target=watch, args=(server.url, namespace, theirs), daemon=True).start()
+        watcher = context.Process(target=watch, args=(server.url, namespace, theirs), daemon=True)
+        watcher.start()
         theirs.close()
+        watchers.append(watcher)
         pipes.append(ours)
     for pipe in pipes:
         _heard(pipe, "ready")
@@ -187,8 +189,9 @@ def propagation(server: Server, trips: int) -> list[Row]:
         breaker = registry.breaker("trips", BRITTLE)
         breaker.call(work)
         delays = [delay for _ in range(trips) for delay in _trip(breaker, pipes)]
-    for pipe in pipes:
+    for pipe, watcher in zip(pipes, watchers, strict=True):
         pipe.close()
+        watcher.join(ANSWER)
     low, high = statistics.median(delays), statistics.quantiles(delays, n=100)[-1]
     seen = f"{len(delays):,} trips seen"
     return [
@@ -234,5 +237,3 @@ def watch(url: str, namespace: str, pipe: Connection) -> None:
         pipe.send(("ready", time.monotonic_ns()))
         with contextlib.suppress(EOFError):
             pipe.recv()
-
-

@@ -171,8 +171,11 @@ def main() -> None:
     looking = threading.Thread(target=look_steadily, args=(breaker, reports))
     looking.start()
     caller = Caller(breaker, port)
-    call_steadily(caller, reports)
-    looking.join()
+    try:
+        call_steadily(caller, reports)
+    finally:
+        reports.stopping.set()
+        looking.join()
     registry.close()
     caller.report(reports)
 
