@@ -234,6 +234,9 @@ class Link:
         self._stopping.set()
         self._up.set()
         self._wake.set()
+        subscription = self._subscription
+        if subscription is not None:
+            subscription.wake()
         for thread in (self._sender, self._listener):
             if running and thread is not None and thread is not threading.current_thread():
                 thread.join(timeout)
@@ -505,6 +508,8 @@ class Link:
                 self._wake.set()
                 self._listen(subscription)
             except StoreDown as error:
+                if self._stopping.is_set():
+                    return
                 self._poll_all = True
                 self._wake.set()
                 if error.loud:

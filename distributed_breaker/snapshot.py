@@ -30,7 +30,8 @@ class Trip(NamedTuple):
     """Why and on what evidence a circuit opened last.
 
     ``at`` is in seconds since the epoch by the store's clock; ``window`` and ``run`` are what was
-    counted at that moment, ``reporters`` how many processes took part.
+    counted at that moment, ``reporters`` how many processes had an outcome in the last minute or
+    window (at most 8 are kept).
     """
 
     cause: str

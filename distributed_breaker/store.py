@@ -8,8 +8,10 @@ the wire is specified in ``lua/README.md``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -77,6 +79,9 @@ class Subscription(Protocol):
 
     def ping(self) -> None:
         """Ask for a sign of life; ``get`` raises StoreDown if none has come a second later."""
+
+    def wake(self) -> None:
+        """End a ``get`` that waits in another thread; it raises StoreDown."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -400,6 +405,12 @@ class _Channel:
         except redis.RedisError as error:
             _raise_down(error)
         self._waiting_for_pong = True
+
+    def wake(self) -> None:
+        connected = self._connection._sock
+        if connected is not None:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._connection.disconnect()
