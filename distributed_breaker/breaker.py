@@ -25,7 +25,7 @@ from .errors import CircuitBreakerOpenException, StoreError
 from .link import Link, Request
 from .linked import FULL, Clock, LinkedCircuit, Transition
 from .permit import Guard, Permit, rides
-from .policy import Outcome, Policy, State
+from .policy import Outcome, Policy, State, check_number
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import OwnView, Snapshot, snapshot_of
 from .workers import Dispatcher, HealthCheck
@@ -455,9 +455,7 @@ class CircuitBreaker(LinkedCircuit):
         await result_async(self._operate("release", actor, reason), WAIT)
 
     def _override(self, kind: str, actor: str, reason: str, ttl: float | None) -> Future[Any]:
-        if ttl is not None and not 0.001 <= ttl <= 31_536_000:
-            raise ValueError(f"ttl={ttl!r} must lie between 0.001 and 31536000 seconds, or be None")
-        ms = -1 if ttl is None else round(ttl * 1000)
+        ms = -1 if ttl is None else round(check_number("ttl", ttl, 0.001, 31_536_000) * 1000)
         return self._operate("override", actor, reason, kind=kind, ttl=ms)
 
     def _operate(self, op: str, actor: str, reason: str, **arguments: Any) -> Future[Any]:
@@ -500,9 +498,10 @@ def bounded_json(detail: dict[str, str]) -> str:
 def describe(error: BaseException) -> str:
     """An error's message in one short line, without statement, parameters and credentials."""
     try:
-        line = str(error).split("\n", 1)[0]
+        # Whole response bodies stand in errors: cut before anything searches through them.
+        line = str(error)[:1000].split("\n", 1)[0]
     except Exception:
         return ""
     line = re.split(r"\[(?:SQL|parameters)", line, maxsplit=1)[0]
-    line = re.sub(r"(\w+://)[^/\s@]*@", r"\1", line)
+    line = re.sub(r"\b(\w{1,20}://)[^/\s@]*@", r"\1", line)
     return line[:200]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .model import MAX_SPAN
-from .policy import Outcome
+from .policy import Outcome, check_number
 from .shadow import NO_GENERATION, Era, Generation
 
 if TYPE_CHECKING:
@@ -69,10 +70,10 @@ class Permit:
                 circuit opens at once for that long, without quorum, up to the policy's bound.
 
         Raises:
-            ValueError: open_for is not a positive number of seconds.
+            ValueError, TypeError: open_for is not a positive number of seconds.
         """
-        if open_for is not None and not 0 < open_for < float("inf"):
-            raise ValueError(f"open_for={open_for!r} must be a positive number of seconds")
+        if open_for is not None:
+            check_number("open_for", open_for, 1e-9, sys.float_info.max)
         self._settle(Outcome.FAILURE, self._elapsed(), exc, open_for)
 
     def ignore(self) -> None:

@@ -71,7 +71,9 @@ class Numbers(NamedTuple):
         """Read a stored text; None when it is not a policy or a number is out of range."""
         # A newer library may append numbers: the ones known here are read.
         words = text.split(" ")[: len(cls._fields)]
-        if len(words) < len(cls._fields) or not all(w.isascii() and w.isdigit() for w in words):
+        if len(words) < len(cls._fields) or not all(
+            w.isascii() and w.isdigit() and len(w) <= 16 for w in words
+        ):
             return None
         numbers = cls(*map(int, words))
         in_range = all(
@@ -122,6 +124,15 @@ def _check_name(what: str, name: str, grammar: re.Pattern[str], allowed: str, mo
             f"beginning with a letter, a digit or _"
         )
     return name
+
+
+def check_number(name: str, value: float, least: float, most: float) -> float:
+    """Return a number within bounds, or raise TypeError or ValueError naming it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} must be a number")
+    if math.isnan(value) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r} must lie between {least:g} and {most:g}")
+    return value
 
 
 def _ms(seconds: float) -> int:
@@ -232,11 +243,7 @@ class Policy:
             raise ValueError(f"Policy.{name}={value!r} must lie between {least} and {most}")
 
     def _real(self, name: str, least: float, most: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"Policy.{name}={value!r} must be a number")
-        if math.isnan(value) or not least <= value <= most:
-            raise ValueError(f"Policy.{name}={value!r} must lie between {least:g} and {most:g}")
+        check_number(f"Policy.{name}", getattr(self, name), least, most)
 
     def _types(self, name: str) -> ErrorTypes:
         value = getattr(self, name)
