@@ -32,6 +32,7 @@ MAX_TOKENS = 512  # runs in one batch
 MAX_BAD = 1024  # bad outcomes in one batch: they are judged one by one
 MAX_SPAN = 1_000_000_000_000  # ms: no ttl, remaining time, open_for or age is longer
 MAX_TIME = 253_402_300_799_999  # ms: the year 9999; later times and generations are nonsense
+TRIPS = frozenset({"run", "rate", "slow", "retry_after", "probe"})  # causes that open a circuit
 TOTALS = (
     "calls failures slow ignored rejected late dropped probes fallbacks trips opens half_opens "
     "closes last_success last_failure duration_us"

@@ -141,6 +141,7 @@ class Shadow:
         self.deltas: Counter[str] = Counter()
         self.detail = ""
         self.flushed = self.dropped = 0
+        self.last_trip: tuple[model.Event, int] | None = None  # of the local machine, with its time
         self._offer_again = False
         self._offered_to = 0  # the fresh generation to which the policy was offered again
         self._moved = False  # another generation was adopted while degraded
@@ -166,7 +167,11 @@ class Shadow:
             detail=self.detail,
             **arguments,  # type: ignore[arg-type]
         )
-        return model.step(self.local, step, now).reply
+        stepped = model.step(self.local, step, now)
+        for event in stepped.events:
+            if event.cause in model.TRIPS:
+                self.last_trip = (event, now)
+        return stepped.reply
 
     def _new_local(self, now: int, known: Known = NOTHING) -> model.Circuit:
         step = Step("report", self._nonce(), self._local_numbers(), known, offer=True)

@@ -12,8 +12,6 @@ from . import model
 from .policy import Policy, State
 from .shadow import Decision, Shadow
 
-TRIPS = frozenset({"run", "rate", "slow", "retry_after", "probe"})
-
 
 class Window(NamedTuple):
     """The counts of the last ``Policy.window`` seconds."""
@@ -153,14 +151,20 @@ def snapshot_of(
 def _mirrored(own: OwnView) -> dict[str, Any]:
     """What the mirror says where the store could not be asked."""
     header = own.shadow.header
+    if own.shadow.last_trip is not None:
+        event, at = own.shadow.last_trip
+        trip = _trip(event.cause, at + own.epoch, event.evidence, event.detail)
+    else:
+        trip = None
     if own.shadow.alone:
-        return {}
+        return {"last_trip": trip}
     if header is None:
         return {"shared_state": None, "generation": 0, "opened_at": None, "attempt": 0}
     opened = header.since / 1000 if header.state == "open" else None
     return {
         "shared_state": State(header.state),
         "generation": header.v,
+        "last_trip": trip,
         "opened_at": opened,
         "attempt": header.attempt,
     }
@@ -203,19 +207,22 @@ def _counted(c: model.Circuit, now: int, epoch: int) -> dict[str, Any]:
 def _trip_of_reason(reason: str, epoch: int) -> Trip | None:
     cause, _, rest = reason.partition(" ")
     at, _, detail = rest.partition(" ")
-    if cause not in TRIPS:
+    if cause not in model.TRIPS:
         return None
     return Trip(cause, (int(at) + epoch) / 1000, None, 0, 0, _details(detail))
 
 
 def _trip_of_log(log: Sequence[Mapping[str, str]]) -> Trip | None:
     for entry in log:
-        if entry.get("cause") in TRIPS:
-            calls, failures, slow, run, active = map(int, entry["evidence"].split(" "))
-            window = Window(calls, failures, slow)
-            at = int(entry["at"]) / 1000
-            return Trip(entry["cause"], at, window, run, active, _details(entry["detail"]))
+        if entry.get("cause") in model.TRIPS:
+            return _trip(entry["cause"], int(entry["at"]), entry["evidence"], entry["detail"])
     return None
+
+
+def _trip(cause: str, at: int, evidence: str, detail: str) -> Trip:
+    calls, failures, slow, run, active = map(int, evidence.split(" "))
+    window = Window(calls, failures, slow)
+    return Trip(cause, at / 1000, window, run, active, _details(detail))
 
 
 def _details(text: str) -> Mapping[str, Any]:

@@ -48,7 +48,8 @@ class Dispatcher:
             listener, event = self._queue.get()
             try:
                 listener(event)
-            except Exception:
+            except BaseException:
+                # Also SystemExit: one listener must not end the thread that serves the others.
                 log.exception("a listener of circuit transitions raised")
             finally:
                 self._queue.task_done()
