@@ -260,6 +260,9 @@ class Link:
     # ------------------------------------------------------------------ the sending thread
 
     def _send_loop(self) -> None:
+        if self._no_threads:
+            # It was only late: the first admission had already given up on it.
+            self._no_threads, self.down = False, ""
         while not self._stopping.is_set():
             self._beat += 1
             wait = max(0, self._due() - self._clock.ms()) / 1000
@@ -302,6 +305,10 @@ class Link:
         except StoreDown as error:
             asked = any(r.kind == "acquire" for r in requests) or bool(self._to_sync)
             self._store_failed(error, at_once=asked)
+        except Exception as defect:
+            for r in requests:
+                _fail(r.future, StoreUnavailable(f"not acknowledged: {defect!r}"))
+            raise
 
     def _collect(
         self, now: int, requests: list[Request]
@@ -326,7 +333,11 @@ class Link:
         steps: list[tuple[LinkedCircuit, Step, Request | None]] = []
         to_sync = dict(self._to_sync)
         for circuit in {**due, **to_sync}.values():
-            out = [] if circuit.broken else circuit.outgoing()
+            if circuit.broken:
+                # What waits is kept; only a sync asks whether the key has been mended.
+                circuit.sent, out = now, []
+            else:
+                out = circuit.outgoing()
             if not out and circuit.name in to_sync:
                 out = [circuit.step("report")]
             steps += [(circuit, step, None) for step in out]
@@ -370,11 +381,12 @@ class Link:
                     self._take_reply(circuit, step, request, reply, sent)
                 done = start + len(part)
             if self._to_remember:
-                self._store.remember(sorted(self._to_remember))
-                self._to_remember.clear()
+                names = list(self._to_remember)
+                self._store.remember(names)
+                self._to_remember.difference_update(names)
             for r in requests:
                 if r.kind == "flush":
-                    _resolve(r.future, None)
+                    self._flushed(r)
                 elif r.kind == "look" and r.look is not None:
                     _resolve(r.future, r.look())
         except StoreDown as error:
@@ -384,6 +396,14 @@ class Link:
                 if r.kind in ("flush", "look"):
                     _fail(r.future, StoreUnavailable(f"not acknowledged: {error}"))
             raise
+
+    def _flushed(self, request: Request) -> None:
+        kept = [c for c in list(self._circuits.values()) if c.broken and c.has_output]
+        if kept:
+            why = f"the store refuses circuit {kept[0].name!r}: {kept[0].broken}"
+            _fail(request.future, StoreUnavailable(f"not acknowledged: {why}"))
+        else:
+            _resolve(request.future, None)
 
     def _take_reply(
         self,
