@@ -364,7 +364,7 @@ class CircuitBreaker(LinkedCircuit):
         return self._present().state
 
     def _present(self) -> Decision:
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self._drain(now)
             self._shadow.tick(now)
@@ -406,6 +406,11 @@ class CircuitBreaker(LinkedCircuit):
     def on_transition(self, callback: Callable[[Transition], object]) -> None:
         """Call ``callback`` with each Transition, in order, from a thread of the library's."""
         self._listeners = (*self._listeners, callback)
+
+    @property
+    def dispensable(self) -> bool:
+        """Whether nothing is lost when this object goes and is made again later."""
+        return not (self._listeners or self.check or self.has_output)
 
     def _changed(self, change: Transition) -> None:
         for listener in self._listeners:

@@ -50,6 +50,25 @@ def _monotonic_ms() -> int:
 SYSTEM_CLOCK = Clock(_monotonic_ms, time.perf_counter_ns)
 
 
+class Turn:
+    """Holding a circuit's lock, and afterwards taking in what others have left meanwhile."""
+
+    __slots__ = ("_circuit",)
+
+    def __init__(self, circuit: LinkedCircuit) -> None:
+        self._circuit = circuit
+
+    def __enter__(self) -> None:
+        self._circuit._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        circuit = self._circuit
+        circuit._lock.release()
+        era = circuit._era or (circuit._retired[-1] if circuit._retired else None)
+        if circuit._left and era is not None:
+            circuit.drain_if_free(era)
+
+
 class LinkedCircuit:
     """The state of one circuit in this process.
 
@@ -66,6 +85,8 @@ class LinkedCircuit:
         self._shadow = shadow
         self._clock = clock
         self._lock = threading.Lock()
+        self._turn = Turn(self)
+        self._left = False  # somebody found the lock taken and left outcomes to its holder
         self._era: Era | None = None
         self._refuse_until = 0  # ms; calls before it are refused without a look at anything else
         self._decision = Decision("sync", State.CLOSED, "shadow")
@@ -80,7 +101,7 @@ class LinkedCircuit:
         self.first_answer: Future[None] = Future()  # done once synced or degraded
         if shadow.alone:
             self.first_answer.set_result(None)
-        with self._lock:
+        with self._turn:
             self._refresh(clock.ms())
 
     # ------------------------------------------------------------------ deciding
@@ -125,7 +146,7 @@ class LinkedCircuit:
 
     def decide(self, *, by_check: bool = False) -> Decision:
         """Decide about a call that arrives now; ``ask`` reserves the one acquire in flight."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self._shadow.tick(now)
             self._refresh(now)
@@ -136,13 +157,13 @@ class LinkedCircuit:
 
     def decide_again(self, decision: Decision) -> Decision:
         """The present refusal, or the old decision with what has become known."""
-        with self._lock:
+        with self._turn:
             now = self._shadow.decide(self._clock.ms())
         return now if now.action == "refuse" else decision._replace(reason="all permits are out")
 
     def acquire_locally(self, token: str) -> tuple[Decision, Generation, Generation]:
         """Take a permit of the local machine: the decision, its generation and the shared one."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             decision = self._shadow.decide(now)
             if decision.action == "probe":
@@ -158,7 +179,7 @@ class LinkedCircuit:
         self, token: str, generation: Generation, item: Bad, shared: Generation
     ) -> None:
         """Settle a permit of the local machine."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self._recorded += 1
             self._shadow.local_settle(token, generation, item, now, shared)
@@ -166,7 +187,7 @@ class LinkedCircuit:
 
     def operate(self, op: str, detail: str, **arguments: object) -> Reply:
         """An operator's step where there is no store."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self._drain(now)
             reply = self._shadow.operate(now, op, detail, **arguments)
@@ -190,22 +211,25 @@ class LinkedCircuit:
 
     def drain(self) -> None:
         """Take in what calls have appended, waiting for the lock (it is never held for long)."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self._drain(now)
             self._refresh(now)
 
     def drain_if_free(self, era: Era) -> None:
-        """Take in outcomes at once, unless another thread is just doing so.
+        """Take in outcomes at once, unless another thread holds the lock: then it will do it.
 
-        The winner looks again after releasing, so nothing that a loser appended stays behind.
+        The mark is set before the try, and looked at after each release, so that nothing which a
+        loser appended stays behind.
         """
-        while era.tally:
+        self._left = True
+        while self._left:
             if not self._lock.acquire(blocking=False):
                 if len(era.tally) < OVERFULL:
                     return
                 self._lock.acquire()
             try:
+                self._left = False
                 now = self._clock.ms()
                 if era is not self._era and era not in self._retired:
                     self._retired.append(era)
@@ -218,7 +242,7 @@ class LinkedCircuit:
 
     def outgoing(self) -> list[Step]:
         """All steps that tell the store what it has not been told."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self._drain(now)
             self._refresh(now)
@@ -229,12 +253,12 @@ class LinkedCircuit:
 
     def step(self, op: str, **arguments: object) -> Step:
         """A step with this process's present knowledge."""
-        with self._lock:
+        with self._turn:
             return self._shadow.step(op, self._clock.ms(), **arguments)
 
     def answered(self, step: Step, reply: Reply) -> bool:
         """Take in a reply; True when another sync must follow at once."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             if step.op == "report":
                 self._shadow.acknowledged(step)
@@ -249,7 +273,7 @@ class LinkedCircuit:
 
     def lost(self, step: Step) -> None:
         """A step got no answer: nobody knows whether the store has carried it out."""
-        with self._lock:
+        with self._turn:
             if step.op == "report":
                 self._shadow.lost(step)
                 self._handed -= sum(run.count for run in step.batch)
@@ -258,7 +282,7 @@ class LinkedCircuit:
 
     def settle_done(self, acknowledged: bool) -> None:
         """A settle was acknowledged, or given up at the end of its lease."""
-        with self._lock:
+        with self._turn:
             self._handed -= 1
             if acknowledged:
                 self._shadow.flushed += 1
@@ -268,18 +292,18 @@ class LinkedCircuit:
 
     def settle_begun(self) -> None:
         """A probe's outcome was recorded and waits for its settle to be acknowledged."""
-        with self._lock:
+        with self._turn:
             self._recorded += 1
             self._handed += 1
 
     def stop_asking(self) -> None:
         """The acquire in flight was given up."""
-        with self._lock:
+        with self._turn:
             self._shadow.asking = False
 
     def hear(self, header: Header, remaining: int, *, confirmed: Known | None = None) -> bool:
         """Take in a pushed or polled header; True when a sync must follow at once."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             again = self._shadow.hear(header, remaining, now, confirmed)
             self._refresh(now)
@@ -287,7 +311,7 @@ class LinkedCircuit:
 
     def degrade(self, broken: str = "") -> None:
         """The store cannot decide for this circuit: the local machine takes over."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self.broken = broken or self.broken
             self._drain(now)
@@ -296,7 +320,7 @@ class LinkedCircuit:
 
     def heal(self) -> None:
         """The store decides again."""
-        with self._lock:
+        with self._turn:
             now = self._clock.ms()
             self.broken = ""
             self._drain(now)
@@ -363,7 +387,7 @@ class LinkedCircuit:
 
     def check_wanted(self, now: int) -> str:
         """Whether a health check should ``learn`` that it passes, ``probe``, or rest (empty)."""
-        with self._lock:
+        with self._turn:
             check, shadow = self.check, self._shadow
             if check is None or not check.free(now):
                 return ""
@@ -396,7 +420,7 @@ class LinkedCircuit:
 
     def conservation(self) -> dict[str, int]:
         """C4: recorded = flushed + dropped + pending."""
-        with self._lock:
+        with self._turn:
             self._drain(self._clock.ms())
             shadow = self._shadow
             return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -45,6 +47,8 @@ class CircuitBreakerRegistry:
         self._reporter = uuid.uuid4().hex[:16]
         circuits: dict[str, LinkedCircuit] = self._breakers  # type: ignore[assignment]
         self._link = None if store is None else Link(store, self._clock, self._renew, circuits)
+        if self._link is None:
+            _without_link.add(self)
 
     @classmethod
     def from_url(
@@ -126,7 +130,7 @@ class CircuitBreakerRegistry:
         """Give up breakers that nobody outside holds; the store keeps their circuits."""
         for name in list(self._breakers):
             # Two references: the dictionary's and the argument of getrefcount.
-            if sys.getrefcount(self._breakers[name]) <= 2 and not self._breakers[name].has_output:
+            if sys.getrefcount(self._breakers[name]) <= 2 and self._breakers[name].dispensable:
                 del self._breakers[name]
                 if len(self._breakers) < MAX_BREAKERS * 9 // 10:
                     return
@@ -223,6 +227,7 @@ class CircuitBreakerRegistry:
         """
         if self._link is not None:
             self._link.close()
+        self._dispatcher.close(1.0)
 
     def __enter__(self) -> CircuitBreakerRegistry:
         return self
@@ -234,6 +239,20 @@ class CircuitBreakerRegistry:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+# Registries without a link: they too must not keep locks that a parent's thread held at a fork.
+_without_link: weakref.WeakSet[CircuitBreakerRegistry] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for registry in list(_without_link):
+        reporter = registry._renew()
+        for breaker in registry._breakers.values():
+            breaker.forked(reporter)
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _clock_of(seconds: Callable[[], float]) -> Clock:

@@ -442,24 +442,26 @@ def _client_factory(url: str) -> tuple[Callable[[], Any], int]:
     """
     if not isinstance(url, str):
         raise ValueError(f"the store's URL must be a text, not {type(url).__name__}")
-    scheme = url.partition("://")[0]
-    kind = scheme.partition("+")[2]
-    if scheme.partition("+")[0] not in ("redis", "rediss") and scheme != "unix":
-        raise ValueError(f"{redacted(url)}: unknown scheme {scheme!r}; use one of {SCHEMES}")
+    scheme, separator, _ = url.partition("://")
+    transport, _, kind = scheme.partition("+")
+    known = transport in ("redis", "rediss") and kind in _KINDS
+    if not separator or not (known or scheme == "unix"):
+        shown = redacted(url) if separator else "the store's URL"
+        raise ValueError(f"{shown}: unknown scheme {scheme[:20]!r}; use one of {SCHEMES}")
     try:
-        if kind == "":
-            return _single(url)
-        if kind == "sentinel":
-            return _sentinel(url)
-        if kind == "cluster":
-            return _cluster(url)
+        return _KINDS[kind](url)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{redacted(url)}: {error}") from None
-    raise ValueError(f"{redacted(url)}: unknown scheme {scheme!r}; use one of {SCHEMES}")
+        problem = str(error)
+    # Raised outside of the handler, so that no text of another library's that may hold a part of
+    # a password stays attached to it.
+    raise ValueError(f"{redacted(url)}: {problem}")
 
 
 def _single(url: str) -> tuple[Callable[[], Any], int]:
-    path = urlsplit(url).path.strip("/")
+    parts = urlsplit(url)
+    path = parts.path.strip("/")
+    if not _port_is_right(parts):
+        raise ValueError("the port must be a number up to 65535; escape / ? # @ in a password")
     if not url.startswith("unix:") and path and not path.isdigit():
         raise ValueError("the path must be a database number, such as /0")
     # Ours come last: an option in the URL must not make a dead server cost seconds.
@@ -508,6 +510,16 @@ def _cluster(url: str) -> tuple[Callable[[], Any], int]:
     return client, 0
 
 
+_KINDS = {"": _single, "sentinel": _sentinel, "cluster": _cluster}
+
+
+def _port_is_right(parts: SplitResult) -> bool:
+    try:
+        return parts.scheme == "unix" or parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+
+
 def _access(parts: SplitResult) -> dict[str, Any]:
     return {
         "username": unquote(parts.username) if parts.username else None,
@@ -519,11 +531,11 @@ def _access(parts: SplitResult) -> dict[str, Any]:
 def _hosts(netloc: str, port: int) -> list[tuple[str, int]]:
     hosts = []
     for part in netloc.rpartition("@")[2].split(","):
-        host, _, number = part.strip().rpartition(":")
-        if not number.isdigit():
+        host, colon, number = part.strip().rpartition(":")
+        if not colon or part.endswith("]"):
             host, number = part.strip(), str(port)
-        if not host or int(number) > 65_535:
-            raise ValueError(f"{part!r} is not a host with a port")
+        if not host or not number.isdigit() or int(number) > 65_535:
+            raise ValueError("a host is missing, or its port is not a number up to 65535")
         hosts.append((host.strip("[]"), int(number)))
     return hosts
 

@@ -20,6 +20,10 @@ def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+def _END(_: object) -> None:  # noqa: N802 - the mark that ends a dispatcher's thread
+    """Never called."""
+
+
 class Dispatcher:
     """Calls listeners in order, from one thread, out of a bounded queue.
 
@@ -31,13 +35,17 @@ class Dispatcher:
         self._queue: queue.Queue[tuple[Callable[[Any], object], Any]] = queue.Queue(LISTENER_QUEUE)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._closed = False
         self.dropped = 0
 
     def put(self, listener: Callable[[Any], object], event: object) -> None:
         """Queue one call; when listeners are too slow for the queue, it is dropped and counted."""
         try:
-            self._queue.put_nowait((listener, event))
             with self._lock:
+                if self._closed:
+                    self.dropped += 1
+                    return
+                self._queue.put_nowait((listener, event))
                 if self._thread is None or not self._thread.is_alive():
                     self._thread = start_thread("circuit-breaker-listeners", self._run)
         except (queue.Full, RuntimeError):
@@ -47,12 +55,28 @@ class Dispatcher:
         while True:
             listener, event = self._queue.get()
             try:
+                if listener is _END:
+                    return
                 listener(event)
             except BaseException:
                 # Also SystemExit: one listener must not end the thread that serves the others.
                 log.exception("a listener of circuit transitions raised")
             finally:
                 self._queue.task_done()
+
+    def close(self, timeout: float) -> None:
+        """Deliver what is queued, for at most ``timeout`` seconds, and end the thread."""
+        self.join(timeout)
+        with self._lock:
+            self._closed = True
+            if self._thread is None:
+                return
+            try:
+                self._queue.put_nowait((_END, None))
+            except queue.Full:
+                return  # a listener hangs: its thread is a daemon and ends with the process
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
 
     def join(self, timeout: float) -> bool:
         """Wait until every queued event has been delivered; False after ``timeout`` seconds."""
