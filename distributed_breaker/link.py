@@ -34,7 +34,7 @@ PING = 1.0  # s between signs of life on the subscription
 FIRST_ANSWER = 0.3  # s that an admission may wait for the store
 CHUNK = 1_000  # steps in one pipeline
 TIMEOUTS = 2  # in a row before the store counts as down
-LONGEST_RETRY = 5_000  # ms between attempts to return
+LONGEST_RETRY = 2_000  # ms between attempts to return
 RETURN_SPREAD = 200  # ms over which a fleet's returns are spread
 BROKEN_RETRY = 5_000  # ms between looks at a circuit that the store refuses
 

@@ -26,6 +26,8 @@ from .store import RedisStore
 from .workers import Dispatcher
 
 MAX_BREAKERS = 10_000
+# To a breaker that nobody outside holds: the dictionary's, its own Turn's, getrefcount's argument.
+OWN_REFERENCES = 3
 
 
 class CircuitBreakerRegistry:
@@ -129,8 +131,10 @@ class CircuitBreakerRegistry:
     def _evict(self) -> None:
         """Give up breakers that nobody outside holds; the store keeps their circuits."""
         for name in list(self._breakers):
-            # Two references: the dictionary's and the argument of getrefcount.
-            if sys.getrefcount(self._breakers[name]) <= 2 and self._breakers[name].dispensable:
+            if (
+                sys.getrefcount(self._breakers[name]) <= OWN_REFERENCES
+                and self._breakers[name].dispensable
+            ):
                 del self._breakers[name]
                 if len(self._breakers) < MAX_BREAKERS * 9 // 10:
                     return

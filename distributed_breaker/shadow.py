@@ -142,6 +142,7 @@ class Shadow:
         self.detail = ""
         self.flushed = self.dropped = 0
         self.last_trip: tuple[model.Event, int] | None = None  # of the local machine, with its time
+        self._tripped: model.Circuit | None = None  # the local machine, if it has tripped by itself
         self._offer_again = False
         self._offered_to = 0  # the fresh generation to which the policy was offered again
         self._moved = False  # another generation was adopted while degraded
@@ -171,6 +172,7 @@ class Shadow:
         for event in stepped.events:
             if event.cause in model.TRIPS:
                 self.last_trip = (event, now)
+                self._tripped = self.local
         return stepped.reply
 
     def _new_local(self, now: int, known: Known = NOTHING) -> model.Circuit:
@@ -245,11 +247,18 @@ class Shadow:
         return False
 
     def _take(self, header: Header, remaining: int, now: int) -> None:
-        """Adopt another generation: it empties the local machine and ends a quarantine."""
+        """Adopt another generation: it empties the local machine and ends a quarantine.
+
+        A closed circuit that was only made again after a loss says nothing about the dependency,
+        so it ends nothing.
+        """
+        made_again = header.state == "closed" and header.cause in ("created", "restored")
         self.header = header
         self.deadline = None if remaining < 0 else now + remaining
         self.heard = now
         self.wait_until = 0
+        if made_again and self._tripped is self.local and self.local.state != "closed":
+            return
         if self.degraded:
             self._moved = True
         else:
@@ -285,7 +294,10 @@ class Shadow:
         if h is not None and h.state == "forced_closed" and self._left(now) != 0:
             return Decision("admit", State.FORCED_CLOSED, "override")
         if self.degraded:
-            return self._decide_locally(now, "shadow")
+            local = self._decide_locally(now, "shadow")
+            if h is not None and h.state == "open" and self._left(now) > max(0, local.until - now):
+                return self._decide_shared(h, now, by_check)  # C7: pushes may still come through
+            return local
         if h is None or not self.synced:
             return Decision("sync", State.CLOSED, "shadow")
         if h.state in ("closed", "forced_closed"):
@@ -321,7 +333,8 @@ class Shadow:
             return Decision("probe", State.OPEN, source)
         ends = [s.since + s.lease for s in c.slots if s.since + s.lease > now]
         p = self._local_numbers()
-        if len(ends) >= p.half_open_permits or c.successes + len(ends) >= p.success_threshold:
+        successes = min(c.successes, p.success_threshold - 1)  # as when a new policy is settled
+        if len(ends) >= p.half_open_permits or successes + len(ends) >= p.success_threshold:
             until = min(min(ends), now + model.MAX_DENY)
             return Decision("refuse", State.HALF_OPEN, source, until, "all permits are out")
         return Decision("probe", State.HALF_OPEN, source)

@@ -20,6 +20,7 @@ from .rules import CIRCUIT, LONGEST_DELAY, NAMESPACE, POLICY, WORKERS
 
 HEALTHY_CALLS = 200  # of each worker: long enough for reports, which wait 2 s when all is well
 LEFT = 0.4  # share of the open interval that must be left, so that an act fits into it
+REFUSALS = 10  # more than fit into one report, so that the newest are newer than the question
 
 
 class Stage(NamedTuple):
@@ -34,6 +35,7 @@ class Trip(NamedTuple):
     """How the fleet's circuit opened."""
 
     figures: list[str]
+    began: float  # a time just before the upstream broke
     reached: int  # how many calls have reached the broken upstream since it was started
     generation: int
 
@@ -45,10 +47,12 @@ def demand(so: bool, otherwise: str) -> None:
 
 
 def ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.1f} ms" if seconds < 0.0995 else f"{seconds * 1000:,.0f} ms"
+    """A duration with about three digits."""
+    return f"{seconds * 1000:,.{3 if seconds < 0.001 else 1 if seconds < 0.1 else 0}f} ms"
 
 
 def some(count: int, what: str) -> str:
+    """A count with its noun."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
@@ -65,6 +69,7 @@ def all_healthy(stage: Stage) -> list[str]:
     took, total = time.monotonic() - began, fleet.total()
     scripts = scripts_run(stage.server) - scripts
     nothing_refused(stage)
+    nobody_waited(fleet)
     demand(scripts < total.calls / 10, f"{scripts} scripts for {total.calls} calls")
     return [
         f"healthy: {WORKERS} processes made {some(total.calls, 'call')} in {took:.1f} s; none "
@@ -79,17 +84,18 @@ def upstream_broken(stage: Stage) -> list[str]:
     fleet, upstream = stage.fleet, stage.upstream
     fleet.mark()
     trip = break_upstream(stage)
-    fleet.wait_for_looks("a probe has failed and the circuit is open again", 0.0,
-                         firmly_open(trip.generation))  # fmt: skip
-    only_probes(stage, trip)
+    open_and_quiet(stage, trip.generation)
+    first = nobody_early(fleet, trip, trip.began)
+    nothing_but_probes(stage, trip.reached)
     probes, most = upstream.arrived("broken probe"), upstream.most_probing()
     demand(probes > 0, "the circuit opened anew without a probe")
     few_at_a_time(most)
+    nobody_waited(fleet)
     return [
         *trip.figures,
         f"open: {some(fleet.total().refused, 'call')} refused, and none reached the upstream; "
-        f"after {POLICY.open_interval:g} s the fleet sent {some(probes, 'probe')}, which failed, "
-        f"and stayed away",
+        f"{ms(first)} after the break the fleet sent {some(probes, 'probe')}, which failed, and "
+        f"the circuit opened again",
     ]
 
 
@@ -106,20 +112,22 @@ def killed_while_open(stage: Stage) -> list[str]:
     probes = upstream.arrived("broken probe")
     killed = fleet.mark()
     stage.server.kill()
-    fleet.wait_for_looks("every process decides by itself", killed, lambda s: s.source == "shadow")
-    noticed = max(next(c.at for c in w.changes if c.at >= killed) for w in fleet.workers) - killed
+    fleet.wait_for_looks("every process decides by itself", killed, alone)
+    fleet.wait_for_each("the change is heard of", lambda w: bool(w.changes_since(killed)))
+    noticed = max(w.changes_since(killed)[0].at for w in fleet.workers) - killed
     fleet.wait_for_each("every process probes by itself", lambda w: w.counted().probes > 0)
-    only_probes(stage, trip)
+    first = nobody_early(fleet, trip, killed)
+    nothing_but_probes(stage, trip.reached)
     nobody_closed(fleet, killed)
     nobody_waited(fleet)
     total, probes = fleet.total(), upstream.arrived("broken probe") - probes
     return [
         f"{trip.figures[0]}; then the server was killed",
-        f"killed while open: after {ms(noticed)} all {WORKERS} knew, and each went on refusing by "
-        f"its own shadow ({some(total.refused, 'call')}); none closed; when the open interval was "
-        f"over each probed by itself: {some(probes, 'probe')} and no other call reached the "
-        f"upstream",
-        f"longest delay added to a call: {ms(fleet.longest())}",
+        f"killed while open: {ms(noticed)} later all {WORKERS} knew, and each went on refusing by "
+        f"its own shadow ({some(total.refused, 'call')}); none closed; {ms(first)} after the break "
+        f"the first of them probed by itself, and then the others: {some(probes, 'probe')} and no "
+        f"other call reached the upstream",
+        f"worst delay added to a call: {ms(fleet.longest())}",
     ]
 
 
@@ -130,20 +138,20 @@ def back_while_open(stage: Stage) -> list[str]:
     began = fleet.mark()
     stage.server.restart(empty=True)
     up = time.monotonic()
-    fleet.wait_for_looks("every process shares again", up, lambda s: s.source == "shared")
+    fleet.wait_for_looks("every process shares again", up, sharing)
     back, stored = time.monotonic() - up, stored_circuit(stage)
-    fleet.wait_for_looks("the circuit is open", up, firmly_open(before))
+    open_and_quiet(stage, before)
     nobody_closed(fleet, began)
     demand(stored.state in ("open", "half_open"), f"the server says {stored.state}")
     demand(stored.generation > before, "the server's generation is an old one")
-    only_probes(stage, Trip([], reached, before))
+    nothing_but_probes(stage, reached)
     nobody_waited(fleet)
     longest = fleet.longest()
     return [
         f"back empty: {ms(back)} after its start all {WORKERS} shared again; the server, which "
-        f"had lost everything, says {stored.state} once more, in a newer generation; no process "
-        f"has closed and no call but probes reached the upstream",
-        f"longest delay added to a call: {ms(longest)}",
+        f"had lost everything, holds the circuit again, {stored.state}, in a newer generation; no "
+        f"process has closed and no call but probes reached the upstream",
+        f"worst delay added to a call: {ms(longest)}",
         *mend_upstream(stage),
     ]
 
@@ -153,8 +161,8 @@ def killed_while_closed(stage: Stage) -> list[str]:
     fleet = stage.fleet
     killed = fleet.mark()
     stage.server.kill()
-    fleet.wait_for_looks("every process decides by itself", killed, lambda s: s.source == "shadow")
-    alone = fleet.total()
+    fleet.wait_for_looks("every process decides by itself", killed, alone)
+    knowing = fleet.total()
     fleet.wait_for_each("calls go on", lambda w: w.counted().calls >= HEALTHY_CALLS // 2)
     nothing_refused(stage)
     nobody_waited(fleet)
@@ -162,9 +170,9 @@ def killed_while_closed(stage: Stage) -> list[str]:
     total = fleet.total()
     return [
         f"killed while closed: each of the {WORKERS} went on calling, by its own shadow; of "
-        f"{some(total.calls, 'call')} ({total.calls - alone.calls:,} since all knew) none failed "
+        f"{some(total.calls, 'call')} ({total.calls - knowing.calls:,} since all knew) none failed "
         f"and none was refused",
-        f"longest delay added to a call: {ms(fleet.longest())}",
+        f"worst delay added to a call: {ms(fleet.longest())}",
     ]
 
 
@@ -182,10 +190,10 @@ def back_while_closed(stage: Stage) -> list[str]:
     nothing_refused(stage)
     nobody_waited(fleet)
     return [
-        f"back empty: {ms(back)} after its start all {WORKERS} shared again; the server says "
-        f"{stored.state}, in a newer generation; of {some(fleet.total().calls, 'call')} none "
-        f"failed and none was refused",
-        f"longest delay added to a call: {ms(fleet.longest())}",
+        f"back empty: {ms(back)} after its start all {WORKERS} shared again; the server, which "
+        f"had lost everything, holds the circuit again, {stored.state}, in a newer generation; of "
+        f"{some(fleet.total().calls, 'call')} none failed and none was refused",
+        f"worst delay added to a call: {ms(fleet.longest())}",
     ]
 
 
@@ -204,45 +212,44 @@ ACTS: dict[str, Callable[[Stage], list[str]]] = {
 }
 
 
-def curtain(stage: Stage) -> list[str]:
+def curtain(stage: Stage) -> str:
     """All workers end; the upstream must have seen as many calls as they have made."""
     wrong = stage.fleet.end()
     demand(not wrong, "; ".join(wrong))
     made = sum(worker.tally.calls for worker in stage.fleet.workers)
     arrived = stage.upstream.all_arrived()
     demand(made == arrived, f"the workers made {made} calls, and {arrived} reached the upstream")
-    return [f"in all, the processes made {made:,} calls, and the upstream counted as many"]
+    return f"in all, the processes made {made:,} calls, and the upstream counted as many"
 
 
 # ---------------------------------------------------------------------------- what they share
 
 
 def break_upstream(stage: Stage) -> Trip:
-    """Break it, and wait until every worker has been refused a call."""
+    """Break it, and wait until every worker has been refused a call by the fleet's circuit."""
     fleet, upstream = stage.fleet, stage.upstream
     earlier = upstream.arrived("broken call")
     refused = {w.number: w.tally.refused for w in fleet.workers}
     broken = upstream.switch("broken")
     # A worker makes one call at a time: once it has been refused one, no other is under way.
-    fleet.wait_for_each("the circuit opens", lambda w: w.tally.refused > refused[w.number])
-    fleet.wait_for_each("the transition is heard of", lambda w: bool(w.changes)
-                        and w.changes[-1].at >= broken)  # fmt: skip
-    reached = upstream.arrived("broken call")
-    opened = fleet.changes(broken, "open")
-    first, each = opened[0], {c.worker: c for c in reversed(opened)}
-    demand(len(each) == WORKERS, "not every worker saw the circuit open")
-    last = max(c.at for c in each.values())
-    fleet.wait_for_looks("the cause is known", last, lambda s: s.trip is not None)
-    return Trip(
-        [
-            f"trip: {some(reached - earlier, 'call')} reached the broken upstream; worker "
-            f"{first.worker} saw the trip first, {ms(first.at - broken)} after the break; all "
-            f"{WORKERS} refused {ms(last - first.at)} later",
-            evidence(fleet),
-        ],
-        reached,
-        max(c.generation for c in opened),
+    fleet.wait_for_each("every call is refused", lambda w: w.tally.refused > refused[w.number])
+    fleet.wait_for_each(
+        "every process hears that the fleet's circuit is open",
+        lambda w: any((c.new, c.source) == ("open", "shared") for c in w.changes_since(broken)),
     )
+    reached = upstream.arrived("broken call")
+    # A process that trips by itself, faster than the fleet, has a second change to shared.
+    opened = fleet.changes(broken, "open")
+    each = {c.worker: c.at for c in reversed(opened)}
+    first, last = opened[0], max(each.values())
+    fleet.wait_for_looks("the cause is known", last, lambda look: look.trip is not None)
+    figures = [
+        f"trip: {some(reached - earlier, 'call')} reached the broken upstream; worker "
+        f"{first.worker} saw the trip first, {ms(first.at - broken)} after the break; all "
+        f"{WORKERS} refused after {ms(last - broken)}, that is {ms(last - first.at)} later",
+        evidence(fleet),
+    ]
+    return Trip(figures, broken, reached, max(c.generation for c in opened if c.source == "shared"))
 
 
 def evidence(fleet: Fleet) -> str:
@@ -250,8 +257,8 @@ def evidence(fleet: Fleet) -> str:
     look = fleet.workers[0].look
     trip: dict[str, Any] = (look.trip if look is not None else None) or {}
     return (
-        f"evidence: {some(trip.get('run', 0), 'failure')} in a row, seen by "
-        f"{some(trip.get('reporters', 0), 'process')}"
+        f"evidence that the server keeps: {some(trip.get('run', 0), 'failure')} in a row, while "
+        f"{trip.get('reporters', 0)} processes took part (cause: {trip.get('cause')})"
     )
 
 
@@ -272,6 +279,7 @@ def mend_upstream(stage: Stage) -> list[str]:
         f"{probes} probes in {periods} half-open periods; {enough} successes close the circuit",
     )
     few_at_a_time(most)
+    nobody_waited(fleet)
     return [
         f"recovery: the fleet sent {some(probes, 'probe')}, at most {most} at a time; "
         f"{ms(min(closings) - mended)} after the mending (the open interval had to end first) the "
@@ -279,17 +287,33 @@ def mend_upstream(stage: Stage) -> list[str]:
     ]
 
 
+def open_and_quiet(stage: Stage, after: int) -> None:
+    """Wait until the fleet's circuit is open for a while yet, in a generation newer than ``after``,
+    and no probe is under way any more."""
+    fleet = stage.fleet
+
+    def firmly(look: Look) -> bool:
+        left = look.retry_after >= LEFT * POLICY.open_interval
+        return sharing(look) and look.state == "open" and look.generation > after and left
+
+    fleet.wait_for_looks("a probe has failed and the circuit is open again", 0.0, firmly)
+    refused = {w.number: w.tally.refused + REFUSALS for w in fleet.workers}
+    fleet.wait_for_each("no probe is under way", lambda w: w.tally.refused > refused[w.number])
+
+
+def sharing(look: Look) -> bool:
+    """This process goes by the fleet's circuit."""
+    return look.source == "shared"
+
+
+def alone(look: Look) -> bool:
+    """This process goes by its own shadow, since it cannot ask the server."""
+    return look.source == "shadow"
+
+
 def closed(look: Look) -> bool:
-    return (look.state, look.source) == ("closed", "shared")
-
-
-def firmly_open(after: int) -> Callable[[Look], bool]:
-    """Open for a while yet, in a generation that is newer than ``after``."""
-    return lambda look: (
-        (look.state, look.source) == ("open", "shared")
-        and look.generation > after
-        and look.retry_after >= LEFT * POLICY.open_interval
-    )
+    """This process goes by the fleet's circuit, which admits all calls."""
+    return sharing(look) and look.state == "closed"
 
 
 def scripts_run(server: Server) -> int:
@@ -308,24 +332,34 @@ def stored_circuit(stage: Stage) -> Snapshot:
             raise ActFailed(f"the server does not tell of the circuit: {error!r}") from error
 
 
-def only_probes(stage: Stage, trip: Trip) -> None:
-    """Since all refused, nothing but probes has reached the broken upstream."""
-    more = stage.upstream.arrived("broken call") - trip.reached
+def nobody_early(fleet: Fleet, trip: Trip, since: float) -> float:
+    """Nobody probed before the open interval was over.  Returns after how many seconds one did."""
+    first = fleet.changes(since, "half_open")[0].at - trip.began
+    demand(first >= POLICY.open_interval, f"a probe was sent {ms(first)} after the break")
+    return first
+
+
+def nothing_but_probes(stage: Stage, reached: int) -> None:
+    """Since ``reached`` calls had reached the broken upstream, only probes did."""
+    more = stage.upstream.arrived("broken call") - reached
     demand(more == 0, f"{some(more, 'call')} reached the upstream while the circuit was open")
 
 
 def few_at_a_time(most: int) -> None:
+    """The fleet has kept to the policy's permits."""
     allowed = POLICY.half_open_permits
     assert allowed is not None
     demand(most <= allowed, f"{most} probes at a time, and {allowed} are allowed")
 
 
 def nobody_closed(fleet: Fleet, since: float) -> None:
+    """While the upstream is broken, no process may close the circuit."""
     closings = fleet.changes(since, "closed")
     demand(not closings, f"closed though nobody had mended the upstream: {closings}")
 
 
 def nothing_refused(stage: Stage) -> None:
+    """Since the mark, every call was admitted and went well."""
     total = stage.fleet.total()
     demand(total.refused == 0, f"{some(total.refused, 'call')} refused")
     demand(total.failed == 0, f"{some(total.failed, 'call')} failed")

@@ -19,7 +19,7 @@ from .rules import WORKERS
 ROOT = Path(__file__).parents[2]
 BOUND = 15.0  # s; far more than anything here takes on a machine whose cores are all busy
 ENDING = 5.0  # s that a process has to end by itself
-REDRAW = 0.1  # s
+GLANCE = 0.1  # s between looks when nothing is reported
 
 
 class ActFailed(Exception):
@@ -36,7 +36,13 @@ class Tally(NamedTuple):
     delays: float = 0.0  # s that the breaker has added to all attempts
 
     def since(self, earlier: Tally) -> Tally:
-        return Tally(*(now - then for now, then in zip(self, earlier, strict=True)))
+        return Tally(
+            self.calls - earlier.calls,
+            self.failed - earlier.failed,
+            self.refused - earlier.refused,
+            self.probes - earlier.probes,
+            self.delays - earlier.delays,
+        )
 
 
 class Look(NamedTuple):
@@ -83,11 +89,19 @@ class Child:
     def lines(self) -> Iterator[dict[str, Any]]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            yield json.loads(line)
+            # A process that is killed may leave half a line.
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
     def last_words(self) -> str:
+        """The end of what it wrote to standard error."""
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")[-2000:].strip()
+
+    def why_gone(self) -> str:
+        """How it ended; empty while it runs."""
+        code = self.process.poll()
+        return "" if code is None else f"{self.name} ended with code {code} {self.last_words()}"
 
     def hang_up(self) -> None:
         """Let it end; ``end`` waits for that."""
@@ -104,8 +118,7 @@ class Child:
             return ""
         self.hang_up()
         try:
-            code = self.process.wait(ENDING)
-            wrong = f"{self.name} ended with code {code}\n{self.last_words()}" if code else ""
+            wrong = self.why_gone() if self.process.wait(ENDING) else ""
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -163,9 +176,11 @@ class Worker(Child):
         self.longest = 0.0  # s that the breaker has added to one attempt since then
         self.look: Look | None = None
         self.changes: list[Change] = []
+        self.told = 0  # how many of them ``Fleet.news`` has returned
         self.log: list[str] = []
 
     def hear(self, report: dict[str, Any]) -> None:
+        """Take in one line of the worker's reports."""
         kind, at = report.pop("kind"), report.pop("at")
         if kind == "tally":
             self.longest = max(self.longest, report.pop("longest"))
@@ -181,16 +196,20 @@ class Worker(Child):
         """What it has counted since the mark."""
         return self.tally.since(self.marked)
 
+    def changes_since(self, when: float) -> list[Change]:
+        return [change for change in self.changes if change.at >= when]
+
 
 class Fleet:
-    """All workers.  ``redraw`` is called while somebody waits."""
+    """All workers, and the upstream that they call.  ``redraw`` is called while somebody waits."""
 
-    def __init__(self, store_url: str, port: int, redraw: Callable[[Fleet], None]) -> None:
+    def __init__(self, store_url: str, upstream: Upstream, redraw: Callable[[Fleet], None]) -> None:
         self.workers: list[Worker] = []
+        self._upstream = upstream
         self._redraw = redraw
         self._news = threading.Condition()
         for number in range(1, WORKERS + 1):
-            worker = Worker(number, store_url, port)
+            worker = Worker(number, store_url, upstream.port)
             self.workers.append(worker)
             threading.Thread(target=self._hear, args=(worker,), daemon=True).start()
 
@@ -211,16 +230,16 @@ class Fleet:
         return time.monotonic()
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
-        """Wait until it is so.  Raises ActFailed when it isn't in time, or a worker is gone."""
+        """Wait until it is so.  Raises ActFailed when it isn't in time, or a process is gone."""
         deadline = time.monotonic() + BOUND
         while True:
             with self._news:
                 if condition():
                     return
-                gone = [w for w in self.workers if w.gone]
-                if gone:
-                    raise ActFailed(f"{gone[0].name} is gone\n{gone[0].last_words()}")
-                self._news.wait(REDRAW)
+                for child in (self._upstream, *self.workers):
+                    if child.why_gone():
+                        raise ActFailed(child.why_gone())
+                self._news.wait(GLANCE)
             if time.monotonic() > deadline:
                 raise ActFailed(f"this did not happen within {BOUND:g} s: {what}")
             self._redraw(self)
@@ -228,7 +247,7 @@ class Fleet:
     def idle(self) -> None:
         """Pass a moment, with the table kept up to date."""
         with self._news:
-            self._news.wait(REDRAW)
+            self._news.wait(GLANCE)
         self._redraw(self)
 
     def wait_for_each(self, what: str, condition: Callable[[Worker], bool]) -> None:
@@ -249,8 +268,16 @@ class Fleet:
     def changes(self, since: float, new: str = "") -> list[Change]:
         """Transitions, to the state ``new``, in the order in which they were seen."""
         with self._news:
-            changes = [c for w in self.workers for c in w.changes if c.at >= since]
+            changes = [c for w in self.workers for c in w.changes_since(since)]
         return sorted((c for c in changes if new in ("", c.new)), key=lambda c: c.at)
+
+    def news(self) -> list[Change]:
+        """Transitions that this method has not returned before."""
+        with self._news:
+            news = [change for w in self.workers for change in w.changes[w.told :]]
+            for worker in self.workers:
+                worker.told = len(worker.changes)
+        return sorted(news, key=lambda change: change.at)
 
     def generation(self) -> int:
         """The newest shared generation that a worker has looked at."""

@@ -6,21 +6,24 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 
 from .fleet import Fleet, Worker
 
 WIDEST = 100
+REDRAW = 0.1  # s
+# They fit into the 80 columns of a terminal.
 COLUMNS = {
     "worker": "<6",
-    "pid": "<8",
-    "state": "<10",
-    "decided by": "<11",
-    "calls": ">7",
-    "failed": ">7",
-    "refused": ">8",
-    "probes": ">7",
-    "longest delay": ">14",
+    "pid": "<7",
+    "state": "<9",
+    "decided by": "<10",
+    "calls": ">6",
+    "failed": ">6",
+    "refused": ">7",
+    "probes": ">6",
+    "worst delay": ">11",
 }
 ERASE = "\x1b[{}F\x1b[J"  # up by so many lines, and clear all below
 
@@ -30,22 +33,24 @@ class Screen:
 
     def __init__(self) -> None:
         self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._drawn = 0
+        self._drawn = 0  # how many lines of a table are to be erased
+        self._next = 0.0  # when the table may be drawn again
 
     def say(self, text: str = "", indent: str = "") -> None:
         """Print a sentence or two."""
         self._erase()
-        width = min(WIDEST, shutil.get_terminal_size().columns)
+        width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
         print(textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent))
         sys.stdout.flush()
 
     def redraw(self, fleet: Fleet) -> None:
         """Bring the table up to date, where it is live."""
-        if self._live:
+        if self._live and time.monotonic() >= self._next:
             lines = table(fleet)
             self._erase()
             self._print(lines)
             self._drawn = len(lines)
+            self._next = time.monotonic() + REDRAW
 
     def table(self, fleet: Fleet) -> None:
         """Print the table for good."""

@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
 
-    def do_GET(self) -> None:  # noqa: N802 - the name is given by http.server
+    def do_GET(self) -> None:
         if self.path == "/counts":
             self._answer(200, self.server.counts())
         elif self.path == "/pay":
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._answer(404, {"error": "there are /pay, /counts and POST /mode/NAME"})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         mode = self.path.removeprefix("/mode/")
         if mode in MODES:
             self.server.switch(mode)
@@ -109,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
+    """Serve until the parent hangs up, or is gone."""
     with Upstream() as upstream:
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
         print(json.dumps({"port": upstream.server_port}), flush=True)

@@ -1,8 +1,8 @@
 """One process of the fleet: calls the upstream through the circuit, and reports what it sees.
 
-Run as ``python -m scripts.demo.worker STORE_URL UPSTREAM_PORT``.  Reports are lines of JSON on
-standard output, and ends when its input does.  Times are seconds of CLOCK_MONOTONIC, which all
-processes of one machine share.
+Run as ``python -m scripts.demo.worker STORE_URL UPSTREAM_PORT``.  Its reports are lines of
+JSON on standard output, and it ends when its input does.  Times are seconds of CLOCK_MONOTONIC,
+which all processes of one machine share.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Reports:
         self._lock = threading.Lock()
 
     def send(self, kind: str, **fields: object) -> None:
+        """Write one line; several threads may do so at once."""
         line = json.dumps({"kind": kind, "at": time.monotonic(), **fields}) + "\n"
         with self._lock:
             try:
@@ -51,6 +52,7 @@ class Reports:
                 self.stopping.set()  # The parent is gone.
 
     def end_with_input(self) -> None:
+        """Wait until the parent hangs up, or is gone."""
         # Not sys.stdin: its lock, held by a daemon thread, would disturb the interpreter's end.
         while os.read(0, 1024):
             pass
