@@ -333,13 +333,10 @@ class Link:
         steps: list[tuple[LinkedCircuit, Step, Request | None]] = []
         to_sync = dict(self._to_sync)
         for circuit in {**due, **to_sync}.values():
-            if circuit.broken:
-                # What waits is kept; only a sync asks whether the key has been mended.
-                circuit.sent, out = now, []
-            else:
-                out = circuit.outgoing()
+            # What waits in a broken circuit is kept; a sync asks whether its key has been mended.
+            out = [] if circuit.broken else circuit.outgoing()
             if not out and circuit.name in to_sync:
-                out = [circuit.step("report")]
+                out, circuit.sent = [circuit.step("report")], now
             steps += [(circuit, step, None) for step in out]
         for r in requests:
             if r.kind == "acquire" and r.circuit is not None and r.future.cancelled():
@@ -532,7 +529,7 @@ class Link:
                     return
                 self._poll_all = True
                 self._wake.set()
-                if error.loud:
+                if error.loud and not self.down:
                     self._say_once(f"subscribe {error.code}", "pushes cannot be heard: %s", error)
                 failures = min(failures + 1, 6)
                 self._stopping.wait(self._random.uniform(0.05, 0.1 * 2**failures))

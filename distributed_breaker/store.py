@@ -162,10 +162,11 @@ def code_of(error: redis.RedisError) -> str:
     """An error's code.  Only the code is ever compared: texts differ between servers."""
     if isinstance(error, redis.TimeoutError):
         return "TIMEOUT"
-    if error.status_code is not None:
-        return str(error.status_code)
-    if isinstance(error, redis.ConnectionError):
-        return "CONNECTION"
+    code = error.status_code
+    if isinstance(error, redis.ConnectionError) and code in (None, "ERR"):
+        return "CONNECTION"  # also "max number of clients reached", which passes
+    if code is not None:
+        return str(code)
     word = str(error).split(" ", 1)[0]
     return word if re.fullmatch(r"[A-Z]+", word) else "ERR"
 
