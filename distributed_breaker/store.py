@@ -50,6 +50,7 @@ NEEDS_OPERATOR = frozenset(
         "CBARG",
         "CBOLD",
         "CBREFUSED",
+        "CBANSWER",
         "ERR",
     }
 )
@@ -287,7 +288,10 @@ class RedisStore:
 
     def _reply(self, answer: Any) -> Reply | StoreError:
         if not isinstance(answer, redis.RedisError):
-            return decode(answer)
+            try:
+                return decode(answer)
+            except (ValueError, TypeError) as error:
+                raise StoreDown("CBANSWER", f"not the script's reply: {answer!r:.80}") from error
         code = code_of(answer)
         if code not in OF_ONE_KEY:
             _raise_down(answer)
@@ -314,6 +318,9 @@ class RedisStore:
             _raise_down(error)
         except OSError as error:
             raise StoreDown("CONNECTION", str(error)) from error
+        except (ValueError, TypeError, LookupError) as error:
+            # The client's own parsing of a reply failed: whatever answers there is no Redis.
+            raise StoreDown("CBANSWER", f"the server's answer is not Redis's: {error!r}") from error
 
     def _connected(self) -> Any:
         with self._lock:
@@ -369,7 +376,10 @@ def _one(client: Any, command: tuple[Any, ...]) -> Any:
 
 
 def _ms(time: Sequence[str]) -> int:
-    return int(time[0]) * 1000 + int(time[1]) // 1000
+    try:
+        return int(time[0]) * 1000 + int(time[1]) // 1000
+    except (ValueError, TypeError, LookupError) as error:
+        raise StoreDown("CBANSWER", f"not a reply to TIME: {time!r:.80}") from error
 
 
 class _Channel:
