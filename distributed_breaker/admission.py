@@ -50,6 +50,8 @@ async def admit_async(breaker: CircuitBreaker) -> Permit:
             future, owned = admission.send(await wait_async(future, owned))
     except StopIteration as end:
         return cast(Permit, end.value)
+    finally:
+        admission.close()
 
 
 def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, Permit]:
@@ -91,7 +93,14 @@ def _ask(breaker: CircuitBreaker, decision: Decision) -> Generator[Wait, Any, Pe
     """Ask the store for a permit; None when somebody else must decide again."""
     link = cast(Link, breaker._link)
     token = _token()
-    answer = yield link.submit(Request("acquire", breaker, {"op": "acquire", "token": token})), True
+    future = link.submit(Request("acquire", breaker, {"op": "acquire", "token": token}))
+    try:
+        answer = yield future, True
+    except GeneratorExit:
+        # The waiting task was cancelled.  If the answer is there, the link takes it as delivered.
+        if future.done() and not future.cancelled():
+            link.submit(Request("cancel", breaker, {"op": "cancel", "token": token}))
+        raise
     if answer is None:
         if breaker.degraded:
             return None
@@ -115,9 +124,8 @@ def wait(future: Future[Any], owned: bool) -> Any:
     try:
         return future.result(FIRST_ANSWER)
     except FutureTimeout:
-        if owned:
-            future.cancel()
-        return None
+        # An answer at the last moment is taken: the link believes that it was delivered.
+        return _answer(future) if owned and not future.cancel() else None
     except StoreUnavailable:
         return None
 
@@ -127,8 +135,14 @@ async def wait_async(future: Future[Any], owned: bool) -> Any:
     waiting = asyncio.wrap_future(future)
     try:
         return await asyncio.wait_for(waiting if owned else asyncio.shield(waiting), FIRST_ANSWER)
-    except (TimeoutError, StoreUnavailable):
+    except TimeoutError:
+        return _answer(future) if owned and future.done() else None
+    except StoreUnavailable:
         return None
+
+
+def _answer(done: Future[Any]) -> Any:
+    return None if done.cancelled() or done.exception() is not None else done.result()
 
 
 def result(future: Future[Any], timeout: float) -> Any:

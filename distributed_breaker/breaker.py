@@ -501,7 +501,8 @@ def bounded_json(detail: dict[str, str]) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An error's message in one short line, without statement, parameters and credentials."""
+    """An error's message in one short line, without statement, parameters, query strings of URLs
+    and credentials."""
     try:
         # Whole response bodies stand in errors: cut before anything searches through them.
         line = str(error)[:1000].split("\n", 1)[0]
@@ -509,4 +510,5 @@ def describe(error: BaseException) -> str:
         return ""
     line = re.split(r"\[(?:SQL|parameters)", line, maxsplit=1)[0]
     line = re.sub(r"\b(\w{1,20}://)[^/\s@]*@", r"\1", line)
+    line = re.sub(r"\?\S*", "?", line)
     return line[:200]

@@ -218,7 +218,12 @@ class Link:
 
         def look() -> tuple[int, Any, list[dict[str, str]]]:
             now, fields = self._store.read([circuit.name])
-            return now, fields[0], self._store.log(circuit.name)
+            try:
+                return now, fields[0], self._store.log(circuit.name)
+            except StoreDown as error:
+                if not error.loud:
+                    raise
+                return now, fields[0], []
 
         return self.submit(Request("look", look=look))
 
@@ -378,14 +383,12 @@ class Link:
                     self._take_reply(circuit, step, request, reply, sent)
                 done = start + len(part)
             if self._to_remember:
-                names = list(self._to_remember)
-                self._store.remember(names)
-                self._to_remember.difference_update(names)
+                self._remember()
             for r in requests:
                 if r.kind == "flush":
                     self._flushed(r)
                 elif r.kind == "look" and r.look is not None:
-                    _resolve(r.future, r.look())
+                    self._look(r.future, r.look)
         except StoreDown as error:
             for circuit, step, request in steps[done:]:
                 self._lose(circuit, step, request, error)
@@ -393,6 +396,26 @@ class Link:
                 if r.kind in ("flush", "look"):
                     _fail(r.future, StoreUnavailable(f"not acknowledged: {error}"))
             raise
+
+    def _remember(self) -> None:
+        """The set of names only helps readers, so its refusal degrades nothing."""
+        names = list(self._to_remember)
+        try:
+            self._store.remember(names)
+        except StoreDown as error:
+            if not error.loud:
+                raise
+            self._say_once(f"names {error.code}", "names of circuits cannot be listed: %s", error)
+        self._to_remember.difference_update(names)
+
+    def _look(self, future: Future[Any], look: Callable[[], Any]) -> None:
+        """A refused look fails alone; a store that is away concerns everybody."""
+        try:
+            _resolve(future, look())
+        except StoreDown as error:
+            if not error.loud:
+                raise
+            _fail(future, StoreUnavailable(f"the store refuses to be read: {error}"))
 
     def _flushed(self, request: Request) -> None:
         kept = [c for c in list(self._circuits.values()) if c.broken and c.has_output]
@@ -529,7 +552,8 @@ class Link:
                     return
                 self._poll_all = True
                 self._wake.set()
-                if error.loud and not self.down:
+                # The first failure has the sender look; if it fares alike, it is the one to say so.
+                if error.loud and failures and not self.down:
                     self._say_once(f"subscribe {error.code}", "pushes cannot be heard: %s", error)
                 failures = min(failures + 1, 6)
                 self._stopping.wait(self._random.uniform(0.05, 0.1 * 2**failures))
@@ -619,7 +643,9 @@ class Link:
     def _sync_all(self) -> None:
         circuits = list(self._circuits.values())
         for start in range(0, len(circuits), CHUNK):
-            part = [(c, c.step("report")) for c in circuits[start : start + CHUNK]]
+            # Nothing is added, but it is written: a store that refuses writes has not returned.
+            written = (("dropped", 0),)
+            part = [(c, c.step("report", deltas=written)) for c in circuits[start : start + CHUNK]]
             replies = self._store.run([(c.name, step) for c, step in part])
             for (circuit, step), reply in zip(part, replies, strict=True):
                 if isinstance(reply, StoreError):

@@ -423,6 +423,10 @@ class Shadow:
         if not items:
             return 0
         runs = self._runs(items, began)
+        if era.local != self.local_generation:
+            # They began before the last local transition, whatever their durations say.
+            for p in runs:
+                p.began = min(p.began, self.local.since)
         if self.alone:
             batch = tuple(Run(p.kind, p.count, p.open_for) for p in runs)
             deltas, self.deltas = tuple(self.deltas.items()), Counter()
