@@ -62,6 +62,16 @@ def refused(breaker: CircuitBreaker) -> CircuitBreakerOpenException:
     return caught.value
 
 
+def open_and_refused(breaker: CircuitBreaker) -> CircuitBreakerOpenException:
+    """The same where a link's threads share the lock.
+
+    A failing call that finds it taken leaves its outcome to the holder, and may be back before
+    that one has looked; whoever looks at the state waits for it.
+    """
+    assert breaker.state == "open"
+    return refused(breaker)
+
+
 def make_due(breaker: CircuitBreaker, clock: FakeClock, seconds: float = OPEN_INTERVAL) -> None:
     """Trip a brittle circuit and let its open interval pass, so that the next call is a probe."""
     fail(breaker)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry
-
 from tests.unit.clock import BRITTLE, FakeClock
+
+# Nothing here is timed: how long an example takes says more about the machine.
+settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unit")
 
 
 @pytest.fixture

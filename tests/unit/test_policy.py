@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from distributed_breaker import CircuitBreakerOpenException, Outcome, Policy, State
 from distributed_breaker.policy import LIMITS, Numbers, check_circuit, check_namespace
-
 from tests.unit.clock import Boom
 
 NAN, INF = math.nan, math.inf
@@ -367,7 +366,7 @@ def test_good_circuit_names(name: str) -> None:
 
 BAD_NAMES: list[Any] = [
     "", ".a", "-a", "/a", ":a", "@a", " a", "a ", "a b", "a\n", "\na", "a\0", "a{b}", "{a}", "}",
-    "é", "aé", "ａ", "٣", "a,b", "a;b", "a*", "a?", "a[1]", "a\\b", "a'b", 'a"b', "a+b", "a=b",
+    "é", "aé", "\uff41", "٣", "a,b", "a;b", "a*", "a?", "a[1]", "a\\b", "a'b", 'a"b', "a+b", "a=b",
     "a#b", "a%b", "a&b", "a(b)", "a|b", "a~b", "a`b", "a^b", "a$b", "a!b", "a<b>", "a\tb",
     "A" * 129, None, 5, b"a", ["a"], ("a",),
 ]  # fmt: skip
@@ -375,7 +374,7 @@ BAD_NAMES: list[Any] = [
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
 def test_bad_circuit_names(name: Any) -> None:
-    with pytest.raises(ValueError, match="circuit name .* is not allowed") as caught:
+    with pytest.raises(ValueError, match=r"circuit name .* is not allowed") as caught:
         check_circuit(name)
     assert repr(name) in str(caught.value)
 
@@ -388,5 +387,5 @@ def test_good_namespaces(name: str) -> None:
 @pytest.mark.parametrize("name", [*BAD_NAMES, "a:b", "a/b", "a@b", "A" * 65], ids=repr)
 def test_bad_namespaces(name: Any) -> None:
     """No colon: otherwise ``a:b`` and ``c`` would share a key with ``a`` and ``b:c``."""
-    with pytest.raises(ValueError, match="namespace name .* is not allowed"):
+    with pytest.raises(ValueError, match=r"namespace name .* is not allowed"):
         check_namespace(name)
