@@ -1,4 +1,19 @@
-"""The script on each kind of server, for the tests of equality."""
+"""The model and the script are one machine: here they are kept equal.
+
+=====================  ==========================================================================
+``twins.py``           one step in both twins, and what must be equal afterwards
+``small.py``           the small policies of which all states are gone through,
+``alphabet.py``        everything that can be done to a circuit in one state,
+``exploration.py``     and the way through all states
+``walks.py``           long random lives, for hypothesis or a seed to choose
+``invariants.py``      the rules S1 to S15 as an oracle that can be used elsewhere too,
+``trip_rule.py``       with the trip rule written a second time, in the plainest way
+``planted.py``         errors to plant into the twins, which the tests must find
+=====================  ==========================================================================
+
+When a planted error is not found any more, give ``walks.py`` or ``alphabet.py`` a case that
+finds it.  When its text is not found any more, mend the edit.
+"""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import NamedTuple
 
 from distributed_breaker import model
-from distributed_breaker.model import INDEX, Circuit, Event, Reply, Run, Step, Stepped
+from distributed_breaker.model import INDEX, Circuit, Event, Reply, Step, Stepped
 from distributed_breaker.policy import Numbers
+from tests.equivalence.trip_rule import Window, expected_trip
 
 ANY = frozenset({"closed", "open", "half_open", "forced_open", "forced_closed"})
 RESTORED = frozenset({"closed", "open", "forced_open", "forced_closed"})
@@ -96,17 +96,8 @@ class Seen(NamedTuple):
 
 def check_step(seen: Seen) -> None:
     """Judge one step by every rule that needs no more than this step."""
-    legal_graph(seen)
-    generations(seen)
-    permits(seen)
-    settles(seen)
-    not_early(seen)
-    windows(seen)
-    trips(seen)
-    quorum(seen)
-    totals(seen)
-    other_generations(seen)
-    left(seen)
+    for check in CHECKS:
+        check(seen)
 
 
 def _broken(rule: str, seen: Seen) -> str:
@@ -183,7 +174,8 @@ def settles(seen: Seen) -> None:
     before = seen.before
     if seen.reply.verdict == "ok":
         holds = before is not None and any(s.token == seen.step.token for s in before.slots)
-        assert seen.current and holds, _broken("S5: counted without a permit", seen)
+        assert holds, _broken("S5: counted without a permit", seen)
+        assert seen.current, _broken("S5: counted for another generation", seen)
         assert all(s.token != seen.step.token for s in seen.after.slots), _broken("S5", seen)
         assert before is not None
         enough = before.successes + 1 >= seen.policy.success_threshold
@@ -217,7 +209,7 @@ def not_early(seen: Seen) -> None:
 
 
 def windows(seen: Seen) -> None:
-    """S8: counts are possible ones, the run is the sum of its shares, and every move empties all."""
+    """S8: the counts are possible, the run is the sum of its shares, a move empties everything."""
     c = seen.after
     for calls, failures, slow in c.ring:
         assert calls >= max(failures, slow) >= 0, _broken("S8: more bad calls than calls", seen)
@@ -281,109 +273,8 @@ def left(seen: Seen) -> None:
         assert 0 <= seen.reply.remaining <= duration, _broken("S12: out of bounds", seen)
 
 
-# ---------------------------------------------------------------------------- the trip rule
-
-
-@dataclass
-class _Share:
-    last: int
-    cur: int
-    prev: int
-    run: int
-
-
-@dataclass
-class _Window:
-    """The trip rule done the plain way: one outcome at a time, exact fractions."""
-
-    p: Numbers
-    now: int
-    calls: int
-    failures: int
-    slow: int
-    run: int
-    shares: dict[str, _Share]
-
-    @classmethod
-    def of(cls, c: Circuit, p: Numbers, now: int) -> _Window:
-        age = max(0, now // max(1, p.window // model.BUCKETS) - c.head)
-        alive = [b for i, b in enumerate(c.ring) if i + age < model.BUCKETS]
-        turned = now // max(1, p.window // 2) - c.half
-        shares = {}
-        for r in c.reporters:
-            cur, prev = (r.cur, r.prev) if turned <= 0 else (0, r.cur if turned == 1 else 0)
-            shares[r.id] = _Share(min(r.last, now), cur, prev, r.run)
-        sums = [sum(b[i] for b in alive) for i in range(3)]
-        return cls(p, now, *sums, c.run, shares)
-
-    def add(self, reporter: str, kind: str) -> None:
-        share = self.shares.setdefault(reporter, _Share(0, 0, 0, 0))
-        share.last = self.now
-        self.calls += 1
-        if kind == "s":
-            self.run = 0
-            for other in self.shares.values():
-                other.run = 0
-            return
-        self.failures += kind in "fF"
-        self.slow += kind in "SFI"
-        self.run += 1
-        share.run += 1
-        share.cur += 1
-
-    def cause(self) -> str:
-        p = self.p
-        if self.run >= p.failure_threshold and self.agreed(
-            p.failure_threshold, {name: s.run for name, s in self.shares.items()}
-        ):
-            return "run"
-        for cause, bad, points in (
-            ("rate", self.failures, p.failure_rate),
-            ("slow", self.slow, p.slow_call_rate),
-        ):
-            if not points or not bad or self.calls < p.minimum_calls:
-                continue
-            rate = Fraction(points, 10_000)
-            if Fraction(bad, self.calls) >= rate:
-                need = min(p.failure_threshold, -(-rate.numerator * p.minimum_calls // rate.denominator))
-                both = {name: s.cur + s.prev for name, s in self.shares.items()}
-                if self.agreed(need, both):
-                    return cause
-        return ""
-
-    def agreed(self, need: int, bad: dict[str, int]) -> bool:
-        since = self.now - max(model.ACTIVE, self.p.window)
-        here = [name for name, s in self.shares.items() if name != "*" and s.last >= since]
-        q = min(self.p.quorum, len(here))
-        if q < 2:
-            return True
-        need = max(need, q)
-        most = -(-need // q)
-        return sum(n if name == "*" else min(n, most) for name, n in bad.items()) >= need
-
-
-def expected_trip(c: Circuit, p: Numbers, step: Step, now: int) -> tuple[int, str]:
-    """How many outcomes of the batch count, and the cause of the trip that the last one makes."""
-    window = _Window.of(c, p, now)
-    counted = 0
-    for run in step.batch:
-        if run.age >= 0 and now - run.age < min(c.since, now):
-            continue
-        for _ in range(run.count):
-            counted += 1
-            if run.kind != "i":
-                window.add(step.reporter, run.kind)
-            elif not run.open_for:
-                continue
-            cause = "retry_after" if run.open_for else window.cause()
-            if cause and c.state == "closed":
-                # An ignored outcome that carries open_for counts with its whole run of one.
-                return counted, cause
-    return counted, ""
-
-
 def trips(seen: Seen) -> None:
-    """S9: the circuit trips iff the predicate holds after one of the outcomes, and exactly there."""
+    """S9: the circuit trips iff the predicate holds after one of the outcomes, and there."""
     before, step = seen.before, seen.step
     if step.op != "report" or before is None or not seen.undisturbed:
         return
@@ -404,12 +295,27 @@ def quorum(seen: Seen) -> None:
     tripped = seen.events and seen.events[-1].cause in JUDGED
     if not tripped or seen.before is None or seen.policy.quorum < 2:
         return
-    window = _Window.of(seen.before, seen.policy, seen.now)
+    window = Window.of(seen.before, seen.policy, seen.now)
     others = {n: s for n, s in window.shares.items() if n != seen.step.reporter}
     since = seen.now - max(model.ACTIVE, seen.policy.window)
     if any(s.last >= since for n, s in others.items() if n != "*"):
         shared = any(s.cur + s.prev + s.run > 0 for s in others.values())
         assert shared, _broken("S15: one reporter alone tripped the circuit", seen)
+
+
+CHECKS = (
+    legal_graph,
+    generations,
+    permits,
+    settles,
+    not_early,
+    windows,
+    trips,
+    quorum,
+    totals,
+    other_generations,
+    left,
+)
 
 
 # ---------------------------------------------------------------------------- many steps
@@ -454,13 +360,3 @@ class History:
         if any(e.cause == "recovered" for e in seen.events):
             enough = len(self.succeeded) >= seen.policy.success_threshold
             assert enough, _broken("S6: closed by too few tokens", seen)
-
-
-def outcomes(step: Step) -> int:
-    """How many outcomes a batch holds."""
-    return sum(run.count for run in step.batch)
-
-
-def one_by_one(batch: Sequence[Run]) -> tuple[Run, ...]:
-    """The same outcomes in the same order, every one a run of its own."""
-    return tuple(run._replace(count=1) for run in batch for _ in range(run.count))

@@ -9,7 +9,7 @@ and what was pushed.  ``compare`` says in words where two answers differ.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import redis
@@ -82,9 +82,7 @@ def model_answer(case: Case, stepped: Stepped | None = None) -> Answer:
         stepped = run_model(case)
     circuit, reply, events, expiry, dirty = stepped
     kept = KEPT if case.before is not None else -1
-    log = [
-        (e.old, e.new, str(e.v), str(case.now), e.cause, e.evidence, e.detail) for e in events
-    ]
+    log = [(e.old, e.new, str(e.v), str(case.now), e.cause, e.evidence, e.detail) for e in events]
     return Answer(
         reply=tuple(map(str, reply)),
         fields=model.dump(circuit) if dirty else case.before or {},
@@ -118,14 +116,22 @@ class Script:
         """Carry out the cases in one pipeline, each under keys and a channel of its own."""
         pipe = self._client.pipeline(transaction=False)
         send = pipe.execute_command
-        keys = []
+        base = key_of(self._namespace, "base")
+        last: Fields | None = None
+        keys, positions = [base], []
         for number, (before, step, now) in enumerate(cases):
             key = key_of(self._namespace, str(number))
             log, channel = key + ":log", f"{self._channel}.{number}"
             keys += [key, log]
             if before is not None:
-                send("HSET", key, *[item for pair in before.items() for item in pair])
-                send("PEXPIRE", key, KEPT)
+                # Many cases in a row begin with the same circuit: it is sent once.
+                if before is not last:
+                    send("DEL", base)
+                    send("HSET", base, *chain.from_iterable(before.items()))
+                    send("PEXPIRE", base, KEPT)
+                    last = before
+                send("COPY", base, key)
+            positions.append(len(pipe))
             send("EVALSHA", self._sha, 2, key, log, *encode(step, channel, CIRCUIT, now))
             send("HGETALL", key)
             send("XRANGE", log, "-", "+")
@@ -133,19 +139,16 @@ class Script:
             send("PTTL", log)
         send("DEL", *keys)
         send("PUBLISH", f"{self._channel}.end", "")
-        results = iter(pipe.execute(raise_on_error=False))
+        results = pipe.execute(raise_on_error=False)
         pushed = self._heard()
         answers = []
-        for number, case in enumerate(cases):
-            if case.before is not None:
-                next(results)
-                next(results)
-            reply, fields, log, ttl, log_ttl = islice(results, 5)
+        for number, position in enumerate(positions):
+            reply, fields, entries, ttl, log_ttl = results[position : position + 5]
             if isinstance(reply, redis.RedisError):
                 reply = (code_of(reply), str(reply))
-            entries = [tuple(entry.get(name, "") for name in LOGGED) for _, entry in log]
+            log = [tuple(entry.get(name, "") for name in LOGGED) for _, entry in entries]
             heard = pushed.get(str(number), [])
-            answers.append(Answer(tuple(reply), fields, entries, ttl, log_ttl, heard))
+            answers.append(Answer(tuple(reply), fields, log, ttl, log_ttl, heard))
         return answers
 
     def _heard(self) -> dict[str, list[str]]:
