@@ -72,7 +72,7 @@ def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, 
             token = _token()
             decision, local, shared = breaker.acquire_locally(token)
             if decision.action == "probe":
-                return Permit(breaker, None, token, local, shared)
+                return Permit.probe(breaker, token, shared, local=local)
             if decision.action == "refuse":
                 raise breaker.refusal(decision)
         elif decision.action == "ask":
@@ -113,7 +113,7 @@ def _ask(breaker: CircuitBreaker, decision: Decision) -> Generator[Wait, Any, Pe
         until = sent + reply.value - reply.value // MARGIN
         if breaker._clock.ms() < until:
             header = model.load_header(reply.header)
-            return Permit(breaker, None, token, None, (header.v, header.nonce), until)
+            return Permit.probe(breaker, token, (header.v, header.nonce), until=until)
         # R1: a grant that was delayed on its way is dead on arrival.
         link.submit(Request("cancel", breaker, {"op": "cancel", "token": token}))
     raise breaker.refusal(breaker.decide_again(decision))

@@ -24,7 +24,7 @@ from .decorate import decorate
 from .errors import CircuitBreakerOpenException, StoreError
 from .link import Link, Request
 from .linked import FULL, Clock, LinkedCircuit, Transition
-from .permit import Guard, Permit, rides
+from .permit import Guard, Permit, held, rides
 from .policy import Outcome, Policy, State, check_number
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import OwnView, Snapshot, snapshot_of
@@ -63,6 +63,7 @@ class CircuitBreaker(LinkedCircuit):
         self._link = link
         # int() is 0: a policy that does not measure pays no clock.
         self._now_ns: Callable[[], int] = clock.ns if policy.measure else int
+        self._seconds = clock.seconds
         self._dispatcher = dispatcher
         self._blocks: dict[int, Guard] = {}  # entered by ``with breaker:`` and not left yet
         self._listeners: tuple[Callable[[Transition], object], ...] = ()
@@ -133,8 +134,10 @@ class CircuitBreaker(LinkedCircuit):
     def _call_guarded(
         self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
-        guard = Guard(self)
-        with guard as permit:
+        """A call that no era admits: most are refused."""
+        if self._seconds() < self._refuse_until and not held.get():
+            raise self.refusal(self._decision)
+        with Guard(self) as permit:
             result = function(*args, **kwargs)
             permit._returned(result)
         return result
@@ -234,49 +237,42 @@ class CircuitBreaker(LinkedCircuit):
         return judge is not None and bool(judge(result))
 
     def _raised(self, era: Era, error: BaseException, start: int) -> None:
-        duration = self._now_ns() - start
-        began = self._clock.ms() - duration // 1_000_000
-        self._record(era, self.policy.outcome_of(error), duration, began, error)
+        self._record(era, self.policy.outcome_of(error), self._now_ns() - start, error)
 
     def _returned(self, era: Era, result: object, start: int) -> None:
         """A return value that must be looked at, or whose duration may be slow."""
-        duration = self._now_ns() - start
         outcome = Outcome.FAILURE if self._is_failure(result) else Outcome.SUCCESS
-        began = self._clock.ms() - duration // 1_000_000
-        self._record(era, outcome, duration, began)
+        self._record(era, outcome, self._now_ns() - start)
 
     def _record(
         self,
         era: Era,
         outcome: Outcome,
         duration: int,
-        began: int,
         error: BaseException | None = None,
         open_for: int = 0,
     ) -> None:
         """Append an outcome to the era that admitted its call; a bad one is reported at once."""
-        item = self._item(outcome, duration, began, error, open_for)
-        if item.kind == "s":
+        if outcome is Outcome.SUCCESS and not self._is_slow(duration):
             era.append(duration)
             if len(era.tally) > FULL:
                 self.drain_if_free(era)
             return
+        item = self._item(outcome, duration, error, open_for)
         era.append(item)
         if item.kind != "i" or open_for:
             self.drain_if_free(era)
             self._link_nudge()
 
+    def _is_slow(self, duration: int) -> bool:
+        return self._slow_ns is not None and duration >= self._slow_ns
+
     def _item(
-        self,
-        outcome: Outcome,
-        duration: int,
-        began: int,
-        error: BaseException | None,
-        open_for: int,
+        self, outcome: Outcome, duration: int, error: BaseException | None, open_for: int
     ) -> Bad:
-        slow = self._slow_ns is not None and duration >= self._slow_ns
+        began = self._clock.ms() - duration // 1_000_000
         detail = "" if outcome is not Outcome.FAILURE else self._detail(error)
-        return Bad(outcome.kind(slow), duration, began, open_for, detail)
+        return Bad(outcome.kind(self._is_slow(duration)), duration, began, open_for, detail)
 
     def _detail(self, error: BaseException | None, **more: str) -> str:
         """What is kept of a transition's cause: short, and free of parameters and credentials."""
@@ -291,13 +287,13 @@ class CircuitBreaker(LinkedCircuit):
 
     # ------------------------------------------------------------------ admission
 
-    def _admit(self, by_check: bool = False) -> Permit:
-        if self._clock.ms() < self._refuse_until and not rides(self):
+    def _admit(self) -> Permit:
+        if self._seconds() < self._refuse_until and not rides(self):
             raise self.refusal(self._decision)
-        return admit(self, by_check=by_check)
+        return admit(self)
 
     async def _admit_async(self) -> Permit:
-        if self._clock.ms() < self._refuse_until and not rides(self):
+        if self._seconds() < self._refuse_until and not rides(self):
             raise self.refusal(self._decision)
         return await admit_async(self)
 
@@ -307,9 +303,13 @@ class CircuitBreaker(LinkedCircuit):
         rejections.append(None)
         if len(rejections) > FULL:
             self.drain()
-        wait = max(0, decision.until - self._clock.ms()) / 1000 if decision.until else 0.0
+        wait = decision.until / 1000 - self._seconds() if decision.until else 0.0
         return CircuitBreakerOpenException(
-            self.name, wait, decision.state.value, decision.source, decision.reason
+            self.name,
+            wait if wait > 0.0 else 0.0,
+            decision.state._value_,
+            decision.source,
+            decision.reason,
         )
 
     def _settle_shared(self, token: str, era: Generation, item: Bad, until: int) -> None:
@@ -351,8 +351,13 @@ class CircuitBreaker(LinkedCircuit):
         elif wanted == "probe":
 
             def probe() -> None:
-                with Guard(self, by_check=True):
+                permit = admit(self, by_check=True)
+                try:
                     check.function()
+                except BaseException as error:
+                    permit._ended(error)
+                    raise
+                permit.success()
 
             check.start(now, probe)
 

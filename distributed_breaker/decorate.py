@@ -82,7 +82,7 @@ def wrap_judged_function(breaker: CircuitBreaker, function: Callable[..., T]) ->
 def wrap_coroutine(
     breaker: CircuitBreaker, function: Callable[..., Awaitable[T]]
 ) -> Callable[..., Any]:
-    clock = breaker._now_ns
+    clock, plain = breaker._now_ns, breaker._plain
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> T:
@@ -95,7 +95,12 @@ def wrap_coroutine(
         except BaseException as error:
             breaker._raised(era, error, start)
             raise
-        breaker._returned(era, result, start)
+        if not plain:
+            breaker._returned(era, result, start)
+            return result
+        era.append(clock() - start)
+        if len(era.tally) > FULL:
+            breaker.drain_if_free(era)
         return result
 
     return guarded

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import inf
 from typing import NamedTuple
 
 from .model import Header, Known, Reply, Step
@@ -22,7 +23,6 @@ FAST_FLUSH = 250  # ms between reports of good outcomes while the circuit has se
 SLOW_FLUSH = 2_000  # ms between them while it has not
 FULL = 4_096  # entries of a tally after which the appending call drains it
 OVERFULL = 65_536  # entries after which it waits for its turn to drain
-FOREVER = 1 << 62
 
 
 class Transition(NamedTuple):
@@ -37,9 +37,11 @@ class Transition(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where time comes from: monotonic milliseconds, and nanoseconds for durations."""
+    """Where time comes from: monotonic milliseconds, the same in seconds (a rejection reads that
+    one, since it costs least), and nanoseconds for durations."""
 
     ms: Callable[[], int]
+    seconds: Callable[[], float]
     ns: Callable[[], int]
 
 
@@ -47,7 +49,7 @@ def _monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-SYSTEM_CLOCK = Clock(_monotonic_ms, time.perf_counter_ns)
+SYSTEM_CLOCK = Clock(_monotonic_ms, time.monotonic, time.perf_counter_ns)
 
 
 class Turn:
@@ -88,7 +90,7 @@ class LinkedCircuit:
         self._turn = Turn(self)
         self._left = False  # somebody found the lock taken and left outcomes to its holder
         self._era: Era | None = None
-        self._refuse_until = 0  # ms; calls before it are refused without a look at anything else
+        self._refuse_until = 0.0  # s; calls before it are refused without a look at the rest
         self._decision = Decision("sync", State.CLOSED, "shadow")
         self._retired: list[Era] = []
         self._rejections: list[None] = []
@@ -118,12 +120,14 @@ class LinkedCircuit:
             if era is None or era.shared != shared or era.local != local:
                 self._retire()
                 self._era = Era(shared, local, now)
-            self._refuse_until = 0
+            self._refuse_until = 0.0
         else:
             self._retire()
-            self._refuse_until = 0
+            self._refuse_until = 0.0
             if new.action == "refuse":
-                self._refuse_until = new.until if new.until else _endless(new)
+                # Only an operator's word holds without end; an unknown end is asked for again.
+                endless = inf if new.source == "override" else 0.0
+                self._refuse_until = new.until / 1000 if new.until else endless
         if new.action != "sync" and not self.first_answer.done():
             self.first_answer.set_result(None)
         same = old.state == new.state and (old.source == new.source or new.action == "admit")
@@ -350,7 +354,7 @@ class LinkedCircuit:
             return
         self._retire()
         self._decision = Decision("sync", State.CLOSED, "shadow")
-        self._refuse_until = 0
+        self._refuse_until = 0.0
 
     # ------------------------------------------------------------------ looks, without effect
 
@@ -429,11 +433,6 @@ class LinkedCircuit:
                 "dropped": shadow.dropped,
                 "pending": shadow.waiting + self._handed,
             }
-
-
-def _endless(decision: Decision) -> int:
-    """A refusal without a known end holds for ever only when an operator has spoken."""
-    return FOREVER if decision.source == "override" else 0
 
 
 def _in_use(eras: list[Era]) -> list[Era]:

@@ -30,27 +30,35 @@ class Permit:
     The first of ``success``, ``failure`` and ``ignore`` counts; later ones do nothing.
     """
 
-    __slots__ = ("_began", "_breaker", "_done", "_era", "_local", "_shared", "_start", "_token",
-                 "_until")  # fmt: skip
+    # What only a probe's permit has stands here, so that the others need not set it.
+    _token = ""
+    _local: Generation | None = None  # generation of the local machine, when that gave the permit
+    _shared: Generation = NO_GENERATION
+    _until = 0  # ms: the end of the lease, as far as this process may use it
+    _done = False
 
-    def __init__(
-        self,
-        breaker: CircuitBreaker,
-        era: Era | None,
-        token: str = "",
-        local: Generation | None = None,
-        shared: Generation = NO_GENERATION,
-        until: int = 0,
-    ) -> None:
+    def __init__(self, breaker: CircuitBreaker, era: Era | None) -> None:
         self._breaker = breaker
         self._era = era
-        self._token = token
-        self._local = local  # generation of the local machine, when that gave the permit
-        self._shared = shared
-        self._until = until
-        self._done = False
-        self._began = breaker._clock.ms()
         self._start = breaker._now_ns()
+
+    @classmethod
+    def probe(
+        cls,
+        breaker: CircuitBreaker,
+        token: str,
+        shared: Generation,
+        *,
+        local: Generation | None = None,
+        until: int = 0,
+    ) -> Permit:
+        """A trial call's permit: of the store until ``until`` (ms), or of the ``local`` machine."""
+        permit = cls(breaker, None)
+        permit._token = token
+        permit._shared = shared
+        permit._local = local
+        permit._until = until
+        return permit
 
     @property
     def is_probe(self) -> bool:
@@ -111,9 +119,9 @@ class Permit:
         breaker = self._breaker
         wait = 0 if open_for is None else min(MAX_SPAN, max(1, round(open_for * 1000)))
         if self._era is not None:
-            breaker._record(self._era, outcome, duration, self._began, error, wait)
+            breaker._record(self._era, outcome, duration, error, wait)
         elif self._token:
-            item = breaker._item(outcome, duration, self._began, error, wait)
+            item = breaker._item(outcome, duration, error, wait)
             if self._local is not None:
                 breaker.settle_locally(self._token, self._local, item, self._shared)
                 breaker._link_nudge()
@@ -121,38 +129,43 @@ class Permit:
                 breaker._settle_shared(self._token, self._shared, item, self._until)
 
 
-class Guard:
+class Guard(Permit):
     """A guarded block: ``with breaker.guard() as call`` or ``async with``.
 
-    ``call.failure()`` and ``call.ignore()`` override what the block's end says.
+    It is its own permit: ``call.failure()`` and ``call.ignore()`` override what the block's end
+    says.
     """
 
-    __slots__ = ("_breaker", "_by_check", "_outer", "_permit")
+    _outer: tuple[Permit, ...] | None = None  # what the context held before this probe
 
-    def __init__(self, breaker: CircuitBreaker, by_check: bool = False) -> None:
+    def __init__(self, breaker: CircuitBreaker) -> None:
         self._breaker = breaker
-        self._by_check = by_check
-        self._permit: Permit | None = None
-        self._outer: tuple[Permit, ...] | None = None
 
     def __enter__(self) -> Permit:
         breaker = self._breaker
-        era = breaker._era
-        permit = Permit(breaker, era) if era is not None else breaker._admit(self._by_check)
-        return self._began(permit)
+        self._era = era = breaker._era
+        self._done = False
+        if era is None:
+            self._take(breaker._admit())
+        else:
+            self._start = breaker._now_ns()
+        return self
 
     async def __aenter__(self) -> Permit:
         breaker = self._breaker
-        era = breaker._era
-        permit = Permit(breaker, era) if era is not None else await breaker._admit_async()
-        return self._began(permit)
+        self._era = era = breaker._era
+        self._done = False
+        if era is None:
+            self._take(await breaker._admit_async())
+        else:
+            self._start = breaker._now_ns()
+        return self
 
-    def _began(self, permit: Permit) -> Permit:
-        self._permit = permit
+    def _take(self, permit: Permit) -> None:
+        self.__dict__.update(permit.__dict__)
         if permit._token:
             self._outer = held.get()
-            held.set((*self._outer, permit))
-        return permit
+            held.set((*self._outer, self))
 
     def __exit__(
         self,
@@ -160,12 +173,11 @@ class Guard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        permit, self._permit = self._permit, None
         if self._outer is not None:
             held.set(self._outer)
             self._outer = None
-        if permit is not None:
-            permit._ended(error)
+        if not self._done:
+            self._ended(error)
 
     async def __aexit__(
         self,

@@ -260,4 +260,4 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _clock_of(seconds: Callable[[], float]) -> Clock:
-    return Clock(lambda: round(seconds() * 1000), lambda: round(seconds() * 1e9))
+    return Clock(lambda: round(seconds() * 1000), seconds, lambda: round(seconds() * 1e9))
