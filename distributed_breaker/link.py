@@ -527,9 +527,7 @@ class Link:
             # The script tells what is wrong, and the circuit degrades for it.
             self._to_sync[circuit.name] = circuit
             return
-        at = header.since if now is None else now
-        left = model.remaining(header.state, header.since, header.duration, at)
-        if circuit.hear(header, left):
+        if circuit.hear(header, header.since if now is None else now):
             self._to_sync[circuit.name] = circuit
             self._wake.set()
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from math import inf
 from typing import NamedTuple
 
-from .model import Header, Known, Reply, Step
+from .model import Header, Reply, Step, remaining
 from .policy import Policy, State
 from .shadow import Bad, Decision, Era, Generation, Shadow
 from .workers import HealthCheck
@@ -305,11 +305,12 @@ class LinkedCircuit:
         with self._turn:
             self._shadow.asking = False
 
-    def hear(self, header: Header, remaining: int, *, confirmed: Known | None = None) -> bool:
-        """Take in a pushed or polled header; True when a sync must follow at once."""
+    def hear(self, header: Header, store_now: int) -> bool:
+        """Take in a header pushed or polled at ``store_now``; True when a sync must follow."""
+        left = remaining(header.state, header.since, header.duration, store_now)
         with self._turn:
             now = self._clock.ms()
-            again = self._shadow.hear(header, remaining, now, confirmed)
+            again = self._shadow.hear(header, left, now, None, store_now)
             self._refresh(now)
         return again
 
@@ -338,6 +339,7 @@ class LinkedCircuit:
         shadow = self._shadow
         shadow.reporter = reporter
         shadow.synced = shadow.alone
+        shadow.degraded = False  # it asks for itself; what the parent knew stays
         shadow.asking = False
         shadow.pending.clear()
         shadow.stale.clear()

@@ -133,6 +133,7 @@ class Shadow:
         self.header: Header | None = None
         self.deadline: int | None = None  # when an open or forced state ends; None: without end
         self.heard = now
+        self.since = now  # when the mirrored state began, at the latest, by our clock
         self.wait_until = 0  # R4: a denial is obeyed until then
         self.asking = False  # R3: one acquire at a time
         self.probed_by_check = False  # a health check is the probe, so calls do not ask
@@ -216,21 +217,29 @@ class Shadow:
         return h.state in ("open", "half_open") or self._left(now) != 0
 
     def hear(
-        self, header: Header, remaining: int, now: int, answering: Known | None = None
+        self,
+        header: Header,
+        remaining: int,
+        now: int,
+        answering: Known | None = None,
+        store_now: int | None = None,
     ) -> bool:
         """Take in a header that was pushed, polled, or (``answering``) replied to a step of ours.
 
-        C1: the mirror's v never falls.  Returns True when the store must be asked at once, with
-        what this process knows, because it seems to have lost what we know.
+        ``store_now`` is the store's time when it gave the header.  C1: the mirror's v never falls.
+        Returns True when the store must be asked at once, with what this process knows, because it
+        seems to have lost what we know.
         """
         mine = self.header
+        lasted = 0 if store_now is None else max(0, store_now - header.since)
         if mine is None:
-            self._take(header, remaining, now)
+            self._take(header, remaining, now, lasted)
             return False
         if (header.v, header.nonce) == (mine.v, mine.nonce):
             if header.n >= mine.n:
                 self.header = header
                 self.heard = now
+                self.since = min(self.since, now - lasted)
                 if self.deadline is not None and remaining >= 0:
                     self.deadline = min(self.deadline, now + remaining)
             return False
@@ -239,14 +248,14 @@ class Shadow:
         ours = answering is not None and (answering.v, answering.nonce) == (mine.v, mine.nonce)
         if header.v == mine.v:
             if ours:
-                self._take(header, remaining, now)
+                self._take(header, remaining, now, lasted)
             return False
         if header.fresh and not ours and self._guarding(now):
             return True
-        self._take(header, remaining, now)
+        self._take(header, remaining, now, lasted)
         return False
 
-    def _take(self, header: Header, remaining: int, now: int) -> None:
+    def _take(self, header: Header, remaining: int, now: int, lasted: int) -> None:
         """Adopt another generation: it empties the local machine and ends a quarantine.
 
         A closed circuit that was only made again after a loss says nothing about the dependency,
@@ -256,6 +265,7 @@ class Shadow:
         self.header = header
         self.deadline = None if remaining < 0 else now + remaining
         self.heard = now
+        self.since = now - lasted
         self.wait_until = 0
         if made_again and self._tripped is self.local and self.local.state != "closed":
             return
@@ -273,7 +283,7 @@ class Shadow:
             self.policy = step.policy
         self.synced = True
         self._offer_again = False
-        again = self.hear(header, reply.remaining, now, step.known)
+        again = self.hear(header, reply.remaining, now, step.known, reply.now)
         if header.fresh and reply.policy and self.explicit and self._offered_to != header.v:
             # The circuit was made anew, perhaps by a process that knows no policy: offer ours once.
             self._offered_to = header.v
@@ -395,11 +405,12 @@ class Shadow:
     def heal(self, now: int) -> None:
         """The store decides again, after a sync.  Evidence is merged, never state.
 
-        Evidence is what was never sent, began after the last local transition, and is at most
-        min(window, 30 s) old; its age lets the store refuse what began before its own present
-        state.  Everything else can only count as late.
+        Evidence is what was never sent, began after the last local transition and after the
+        store's present state, and is at most min(window, 30 s) old.  The store looks at its age
+        too, but on its way an outcome seems to grow younger, so what we know comes first.
+        Everything else can only count as late.
         """
-        oldest = max(now - min(self.policy.window, EVIDENCE), self.local.since)
+        oldest = max(now - min(self.policy.window, EVIDENCE), self.local.since, self.since)
         kept: deque[Pending] = deque()
         for p in self.pending:
             if p.began > oldest:

@@ -647,12 +647,16 @@ def test_alone_is_never_degraded() -> None:
 # ---------------------------------------------------------------------------- healing
 
 
-def healed(process: Process, head: Header | None = None, left: int = 0) -> Process:
-    """The store is back: a sync, then evidence.  ``head`` None: the state has not changed."""
+def healed(
+    process: Process, head: Header | None = None, left: int = 0, lasted: int = 60 * SECOND
+) -> Process:
+    """The store is back: a sync, then evidence.  ``head`` None: the state has not changed.
+    ``lasted``: for how long the store's state had lasted when it answered."""
     shadow = process.shadow
     again = head or shadow.header
     assert again is not None
-    shadow.hear(again, left, process.now, shadow.known(process.now))
+    asked_with = shadow.known(process.now)
+    shadow.hear(again, left, process.now, asked_with, again.since + lasted)
     shadow.synced = True
     shadow.heal(process.now)
     assert not shadow.degraded
@@ -685,6 +689,18 @@ def test_evidence_belongs_to_the_generation_that_the_store_has_now() -> None:
     process.record("f")
     healed(process.wait(SECOND), header(v=200, nonce="cccccccc"))
     assert sent(process) == [((200, "cccccccc"), "f", 1, SECOND)]
+
+
+def test_what_began_before_the_state_of_the_store_is_no_evidence() -> None:
+    """The store's state began at the latest when we heard of it, less what it had lasted then."""
+    process = degraded(header()).wait(SECOND)
+    process.record("f")
+    process.wait(2 * SECOND).record("f")
+    healed(process.wait(SECOND), header(v=200, nonce="cccccccc"), lasted=2 * SECOND)
+    assert [(era, age) for era, _, _, age in sent(process)] == [
+        ((200, "cccccccc"), SECOND),
+        ((0, "-"), -1),
+    ]
 
 
 @pytest.mark.parametrize(("window", "oldest"), [(60.0, 30 * SECOND), (12.0, 12 * SECOND)])
