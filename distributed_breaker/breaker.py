@@ -485,7 +485,7 @@ def stored_circuit(fields: dict[str, str] | StoreError) -> model.Circuit | None:
     """A circuit as the store holds it; None when it has none that can be read."""
     try:
         return None if isinstance(fields, StoreError) else model.load(fields)
-    except (StoreError, ValueError):
+    except (StoreError, ValueError, LookupError):
         return None
 
 

@@ -566,6 +566,8 @@ class Link:
     def _listen(self, subscription: Subscription) -> None:
         while not self._stopping.is_set():
             push = subscription.get(PING)
+            if subscription.refused:
+                self._say_once("ping", "the subscription lacks a right: %s", subscription.refused)
             if push is None:
                 subscription.ping()
             elif push:

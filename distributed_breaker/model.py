@@ -219,12 +219,15 @@ def load_header(text: str) -> Header:
     parts = text.split(" ")
     if parts[0].isdigit() and int(parts[0]) > SCHEMA:
         raise StoreError(f"CBSCHEMA the circuit has schema {parts[0]}, this library knows {SCHEMA}")
-    if not parts[0].isdigit() or len(parts) < 10 or parts[3] not in STATES:
-        raise StoreError("CBCORRUPT the circuit's header cannot be read")
-    return Header(
-        int(parts[1]), parts[2], parts[3], int(parts[4]), int(parts[5]), int(parts[6]),
-        int(parts[7]), parts[8] == "f", int(parts[9]), parts[10] if len(parts) > 10 else "-",
-    )  # fmt: skip
+    try:
+        if int(parts[0]) < 0 or parts[3] not in STATES:
+            raise ValueError(text)
+        return Header(
+            int(parts[1]), parts[2], parts[3], int(parts[4]), int(parts[5]), int(parts[6]),
+            int(parts[7]), parts[8] == "f", int(parts[9]), parts[10] if len(parts) > 10 else "-",
+        )  # fmt: skip
+    except (ValueError, IndexError):
+        raise StoreError("CBCORRUPT the circuit's header cannot be read") from None
 
 
 def load(fields: dict[str, str]) -> Circuit | None:
@@ -761,7 +764,7 @@ def create(x: Context) -> Circuit:
 def expiry(x: Context, c: Circuit) -> int:
     """Idle circuits expire after 7 days, refreshed hourly; never while forced without end.
 
-    Returns the ms for PEXPIRE, -1 for PERSIST, 0 for neither.
+    Returns the ms for PEXPIRE, -1 for PERSIST (the log then gets 7 days), 0 for neither.
     """
     forever = c.state in ("forced_open", "forced_closed") and c.duration < 0
     if forever:

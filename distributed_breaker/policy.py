@@ -71,9 +71,8 @@ class Numbers(NamedTuple):
         """Read a stored text; None when it is not a policy or a number is out of range."""
         # A newer library may append numbers: the ones known here are read.
         words = text.split(" ")[: len(cls._fields)]
-        if len(words) < len(cls._fields) or not all(
-            w.isascii() and w.isdigit() and len(w) <= 16 for w in words
-        ):
+        usual = all(re.fullmatch("0|[1-9][0-9]{0,15}", word) for word in words)
+        if len(words) < len(cls._fields) or not usual:
             return None
         numbers = cls(*map(int, words))
         in_range = all(

@@ -73,7 +73,12 @@ class StoreDown(Exception):
 
 
 class Subscription(Protocol):
-    """A subscription to the pushes of one namespace."""
+    """A subscription to the pushes of one namespace.
+
+    ``refused`` is what the server says instead of answering PING, if it refuses that.
+    """
+
+    refused: str
 
     def get(self, timeout: float) -> str | None:
         """The next push (``<circuit> <header>``), or None after ``timeout`` seconds."""
@@ -389,6 +394,7 @@ class _Channel:
     def __init__(self, connection: Any, channel: str) -> None:
         self._connection = connection
         self._waiting_for_pong = False
+        self.refused = ""
         connection.send_command("SUBSCRIBE", channel)
         answer = connection.read_response()
         if isinstance(answer, redis.RedisError):
@@ -401,6 +407,10 @@ class _Channel:
                     raise redis.ConnectionError("no answer to PING on the subscription")
                 return None
             message = self._connection.read_response()
+        except redis.ResponseError as error:
+            # The only thing that is asked here is PING: a refusal is a sign of life, too.
+            self.refused = f"{code_of(error)} {error}"
+            message = None
         except redis.RedisError as error:
             _raise_down(error)
         except OSError as error:

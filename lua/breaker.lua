@@ -84,11 +84,10 @@ local function div(a, b)
   return math.floor(a / b)
 end
 
--- Whole numbers only: tonumber would also take 1e3, 0x10 and 1.5.
+-- Whole numbers in their one usual form: tonumber would also take 1e3, 0x10, 1.5 and 007.
 local function whole(value, least, most)
-  if type(value) ~= 'string' or not string.find(value, '^%-?%d+$') or value == '-0' then
-    return nil
-  end
+  if type(value) ~= 'string' then return nil end
+  if value ~= '0' and not string.find(value, '^%-?[1-9]%d*$') then return nil end
   local number = tonumber(value)
   if number < least or number > most then return nil end
   return number
@@ -105,17 +104,19 @@ end
 local function load_header(line)
   local p = split(line, '%S+')
   local schema = whole(p[1], 0, MAX_NUMBER)
-  if not schema or (schema <= SCHEMA and (#p < 10 or not STATES[p[4]])) then
-    return nil, 'CBCORRUPT the circuit\'s header cannot be read'
-  end
-  if schema > SCHEMA then
+  if schema and schema > SCHEMA then
     return nil, 'CBSCHEMA the circuit has schema ' .. p[1] .. ', this library knows ' .. SCHEMA
   end
-  return {
-    v = tonumber(p[2]), nonce = p[3], state = p[4], since = tonumber(p[5]),
-    duration = tonumber(p[6]), attempt = tonumber(p[7]), successes = tonumber(p[8]),
-    fresh = p[9] == 'f', n = tonumber(p[10]),
+  local c = {
+    v = whole(p[2], 0, MAX_NUMBER), nonce = p[3], state = p[4], since = whole(p[5], 0, MAX_NUMBER),
+    duration = whole(p[6], -1, MAX_NUMBER), attempt = whole(p[7], 0, MAX_NUMBER),
+    successes = whole(p[8], 0, MAX_NUMBER), fresh = p[9] == 'f', n = whole(p[10], 0, MAX_NUMBER),
   }
+  if not schema or not STATES[p[4]] or not (c.v and c.since and c.duration and c.attempt
+    and c.successes and c.n) then
+    return nil, 'CBCORRUPT the circuit\'s header cannot be read'
+  end
+  return c
 end
 
 -- nil for a text that is not a policy or out of range: such a one counts as absent.
@@ -867,6 +868,7 @@ local function read_arguments()
   if not x.known then return nil, 'known' end
   x.offered = load_policy(ARGV[7] or '')
   if not x.offered then return nil, 'policy' end
+  if ARGV[8] ~= '1' and ARGV[8] ~= '0' then return nil, 'offer' end
   x.offer = ARGV[8] == '1'
   for i, name in ipairs(ARGUMENTS[x.op]) do
     x[name] = READ[name](ARGV[8 + i])
@@ -906,6 +908,7 @@ local function save(x, c)
     effect(failed, 'PEXPIRE', KEYS[2], text(ttl))
   elseif ttl < 0 then
     effect(failed, 'PERSIST', KEYS[1])
+    effect(failed, 'PEXPIRE', KEYS[2], text(WEEK))
   end
   if #x.events > 0 then
     effect(failed, 'PUBLISH', x.channel, x.name .. ' ' .. dump_header(c))

@@ -55,7 +55,7 @@ def commands_of(case: Case) -> list[str]:
     if not stepped.dirty:
         return ["hmget"]
     expire = {True: ["pexpire"] * 2, False: []}[stepped.expiry > 0]
-    expire += ["persist"] if stepped.expiry < 0 else []
+    expire += ["persist", "pexpire"] if stepped.expiry < 0 else []
     moves = len(stepped.events)
     return ["hmget", "hset", *["xadd"] * moves, *expire, *["publish"] * min(1, moves)]
 

@@ -21,7 +21,6 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.equivalence.twins import Living
 from tests.equivalence.walks import POLICIES, WANTED, walk, wander
 
-
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -62,7 +61,7 @@ def fake() -> Iterator[redis.Redis]:
 
 def test_walks_on_fakeredis(fake: redis.Redis) -> None:
     """Model and script stay equal on fakeredis, and keep all rules, step after step."""
-    walk_on(fake, "walk", lives=20, steps=150)
+    walk_on(fake, "walk", lives=10, steps=300)
 
 
 def test_walks_on_servers(client: redis.Redis, namespace: str) -> None:

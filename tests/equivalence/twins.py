@@ -88,7 +88,7 @@ def model_answer(case: Case, stepped: Stepped | None = None) -> Answer:
         fields=model.dump(circuit) if dirty else case.before or {},
         log=log,
         ttl=expiry or kept,
-        log_ttl=(expiry or -1) if log else -2,
+        log_ttl=(model.WEEK if expiry < 0 else expiry or -1) if log else -2,
         pushed=[f"{CIRCUIT} {reply.header}"] if log else [],
     )
 
