@@ -450,10 +450,8 @@ class Link:
                 "give all processes the same one, or raise its version",
                 circuit.name,
             )
-        if reply.failed:
-            self._say_once(
-                reply.failed, "after-effects were refused by the store: %s", reply.failed
-            )
+        for refused in set(reply.failed.split()):
+            self._say_once(refused, "an after-effect was refused by the store: %s", refused)
         if request is None:
             return
         if request.kind == "settle":
