@@ -17,7 +17,7 @@ from . import model
 from .errors import StoreUnavailable
 from .link import FIRST_ANSWER, Link, Request
 from .model import Reply
-from .permit import Permit, rides
+from .permit import Lease, Permit, rides
 from .shadow import Decision
 
 if TYPE_CHECKING:
@@ -58,21 +58,21 @@ def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, 
     """Yields what to wait for, for at most FIRST_ANSWER seconds, and is sent the result, or None
     when it did not come in time or failed."""
     if rides(breaker):
-        return Permit(breaker, None)
+        return Permit()._begin(breaker, None)
     waited = False
     for _ in range(MOST_ROUNDS):
         decision = breaker.decide(by_check=by_check)
         era = breaker._era
         if decision.action == "admit":
             if era is not None:
-                return Permit(breaker, era)
+                return Permit()._begin(breaker, era)
         elif decision.action == "refuse":
             raise breaker.refusal(decision)
         elif decision.action == "probe":
             token = _token()
             decision, local, shared = breaker.acquire_locally(token)
             if decision.action == "probe":
-                return Permit.probe(breaker, token, shared, local=local)
+                return Permit()._begin(breaker, None, Lease(token, local, shared))
             if decision.action == "refuse":
                 raise breaker.refusal(decision)
         elif decision.action == "ask":
@@ -113,7 +113,8 @@ def _ask(breaker: CircuitBreaker, decision: Decision) -> Generator[Wait, Any, Pe
         until = sent + reply.value - reply.value // MARGIN
         if breaker._clock.ms() < until:
             header = model.load_header(reply.header)
-            return Permit.probe(breaker, token, (header.v, header.nonce), until=until)
+            lease = Lease(token, None, (header.v, header.nonce), until)
+            return Permit()._begin(breaker, None, lease)
         # R1: a grant that was delayed on its way is dead on arrival.
         link.submit(Request("cancel", breaker, {"op": "cancel", "token": token}))
     raise breaker.refusal(breaker.decide_again(decision))

@@ -23,8 +23,8 @@ from .admission import admit, admit_async, result, result_async, wait, wait_asyn
 from .decorate import decorate
 from .errors import CircuitBreakerOpenException, StoreError
 from .link import Link, Request
-from .linked import FULL, Clock, LinkedCircuit, Transition
-from .permit import Guard, Permit, held, rides
+from .linked import FULL, Clock, LinkedCircuit, Refusal, Transition, refusal_of
+from .permit import CheckGuard, Guard, Permit, held, rides
 from .policy import Outcome, Policy, State, check_number
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import OwnView, Snapshot, snapshot_of
@@ -35,9 +35,10 @@ T = TypeVar("T")
 
 MAX_DETAIL = 400  # bytes, as in the script
 WAIT = 1.0  # s that an operator's step may take
+NEVER = 1 << 62  # ns; no call lasts that long
 
-# The guards entered by ``with breaker:`` in this context, innermost last.
-_entered: ContextVar[tuple[Guard, ...]] = ContextVar("circuit_breaker_guards", default=())
+# The innermost guard entered by ``with breaker:`` in this context.
+_entered: ContextVar[Guard | None] = ContextVar("circuit_breaker_guards", default=None)
 
 
 class CircuitBreaker(LinkedCircuit):
@@ -65,12 +66,16 @@ class CircuitBreaker(LinkedCircuit):
         self._now_ns: Callable[[], int] = clock.ns if policy.measure else int
         self._seconds = clock.seconds
         self._dispatcher = dispatcher
-        self._blocks: dict[int, Guard] = {}  # entered by ``with breaker:`` and not left yet
+        # The blocks entered by ``with breaker:`` and not left yet, as an ordered set.
+        self._blocks: dict[Guard, None] = {}
         self._listeners: tuple[Callable[[Transition], object], ...] = ()
         slow = policy.slow_call_duration
-        self._slow_ns = None if slow is None else round(slow * 1e9)
-        # Whether a return value or a duration must be looked at before it counts as a success.
+        self._never_slow = slow is None
+        self._slow_ns = NEVER if slow is None else round(slow * 1e9)
+        # Whether every return is a success; if not, one below this duration still is.  (A flag of
+        # its own, since comparing integers above 2^30 costs more than all else that is done here.)
         self._plain = slow is None and policy.record_result is None
+        self._fast_ns = self._slow_ns if policy.record_result is None else 0
         super().__init__(name, policy, shadow, clock)
 
     def __repr__(self) -> str:
@@ -92,19 +97,27 @@ class CircuitBreaker(LinkedCircuit):
         """
         era = self._era
         if era is None:
+            seconds = self._seconds
+            now = seconds()
+            if now < self._refuse_until and not (held.get() and rides(self)):
+                raise self._rejection(now)
             return self._call_guarded(function, args, kwargs)
-        start = self._now_ns()
+        run: Callable[..., T] = function
+        clock = self._now_ns
+        start = clock()
         try:
-            result = function(*args, **kwargs)
+            result = run(*args, **kwargs) if kwargs else run(*args)
         except BaseException as error:
-            self._raised(era, error, start)
+            self._raised(era, error, clock() - start)
             raise
-        if self._plain:
-            era.append(self._now_ns() - start)
-            if len(era.tally) > FULL:
+        duration = clock() - start
+        if self._plain or duration < self._fast_ns:
+            tally = era.tally
+            tally.append(duration)
+            if len(tally) > FULL:
                 self.drain_if_free(era)
         else:
-            self._returned(era, result, start)
+            self._returned(era, result, duration)
         return result
 
     async def call_async(
@@ -116,28 +129,33 @@ class CircuitBreaker(LinkedCircuit):
         """
         era = self._era
         if era is None:
+            seconds = self._seconds
+            now = seconds()
+            if now < self._refuse_until and not (held.get() and rides(self)):
+                raise self._rejection(now)
             return await self._call_guarded_async(function, args, kwargs)
-        start = self._now_ns()
+        run: Callable[..., Awaitable[T]] = function
+        clock = self._now_ns
+        start = clock()
         try:
-            result = await function(*args, **kwargs)
+            result = await run(*args, **kwargs) if kwargs else await run(*args)
         except BaseException as error:
-            self._raised(era, error, start)
+            self._raised(era, error, clock() - start)
             raise
-        if self._plain:
-            era.append(self._now_ns() - start)
-            if len(era.tally) > FULL:
+        duration = clock() - start
+        if self._plain or duration < self._fast_ns:
+            tally = era.tally
+            tally.append(duration)
+            if len(tally) > FULL:
                 self.drain_if_free(era)
         else:
-            self._returned(era, result, start)
+            self._returned(era, result, duration)
         return result
 
     def _call_guarded(
         self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
-        """A call that no era admits: most are refused."""
-        if self._seconds() < self._refuse_until and not held.get():
-            raise self.refusal(self._decision)
-        with Guard(self) as permit:
+        with self.guard() as permit:
             result = function(*args, **kwargs)
             permit._returned(result)
         return result
@@ -145,18 +163,22 @@ class CircuitBreaker(LinkedCircuit):
     async def _call_guarded_async(
         self, function: Callable[..., Awaitable[T]], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> T:
-        async with Guard(self) as permit:
+        async with self.guard() as permit:
             result = await function(*args, **kwargs)
             permit._returned(result)
         return result
 
     def guard(self) -> Guard:
         """A guarded block, for ``with`` and ``async with``."""
-        return Guard(self)
+        guard = Guard()
+        guard._breaker = self
+        return guard
 
     def __enter__(self) -> Permit:
-        guard = Guard(self)
-        return self._enter(guard, guard.__enter__())
+        guard = Guard()
+        guard._breaker = self
+        guard.__enter__()
+        return self._enter(guard)
 
     def __exit__(
         self,
@@ -169,8 +191,9 @@ class CircuitBreaker(LinkedCircuit):
             guard.__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> Permit:
-        guard = Guard(self)
-        return self._enter(guard, await guard.__aenter__())
+        guard = self.guard()
+        await guard.__aenter__()
+        return self._enter(guard)
 
     async def __aexit__(
         self,
@@ -180,10 +203,12 @@ class CircuitBreaker(LinkedCircuit):
     ) -> None:
         self.__exit__(kind, error, traceback)
 
-    def _enter(self, guard: Guard, permit: Permit) -> Permit:
-        _entered.set((*_entered.get(), guard))
-        self._blocks[id(guard)] = guard
-        return permit
+    def _enter(self, guard: Guard) -> Permit:
+        around = _entered.get()
+        guard._below = around if around is None else _open_block(around)
+        _entered.set(guard)
+        self._blocks[guard] = None
+        return guard
 
     def _leave(self) -> Guard | None:
         """The innermost guard of this breaker that this context has entered.
@@ -191,17 +216,17 @@ class CircuitBreaker(LinkedCircuit):
         A block that is left in another context than it was entered in (some frameworks do that)
         takes any guard of this breaker that is still open: the outcome counts all the same.
         """
-        entered = _entered.get()
-        for i in range(len(entered) - 1, -1, -1):
-            guard = entered[i]
-            if guard._breaker is self:
-                _entered.set(entered[:i] + entered[i + 1 :])
-                if self._blocks.pop(id(guard), None) is not None:
-                    return guard
+        top = guard = _entered.get()
+        while guard is not None and not (guard._breaker is self and guard in self._blocks):
+            guard = guard._below
         try:
-            return self._blocks.popitem()[1]
+            if guard is None:
+                return self._blocks.popitem()[0]
+            del self._blocks[guard]
         except KeyError:
-            return None
+            return None  # Another thread has just left it.
+        _entered.set(guard._below if guard is top else _open_block(top))
+        return guard
 
     def acquire(self) -> Permit:
         """Ask for the right to make one call, and settle it later with the permit's methods.
@@ -209,12 +234,12 @@ class CircuitBreaker(LinkedCircuit):
         A probe's permit that is never settled comes back when its lease ends.
         """
         era = self._era
-        return Permit(self, era) if era is not None else self._admit()
+        return Permit()._begin(self, era) if era is not None else self._admit()
 
     async def acquire_async(self) -> Permit:
         """The same without blocking the event loop."""
         era = self._era
-        return Permit(self, era) if era is not None else await self._admit_async()
+        return Permit()._begin(self, era) if era is not None else await self._admit_async()
 
     # ------------------------------------------------------------------ decorator
 
@@ -236,13 +261,13 @@ class CircuitBreaker(LinkedCircuit):
         judge = self.policy.record_result
         return judge is not None and bool(judge(result))
 
-    def _raised(self, era: Era, error: BaseException, start: int) -> None:
-        self._record(era, self.policy.outcome_of(error), self._now_ns() - start, error)
+    def _raised(self, era: Era, error: BaseException, duration: int) -> None:
+        self._record(era, self.policy.outcome_of(error), duration, error)
 
-    def _returned(self, era: Era, result: object, start: int) -> None:
-        """A return value that must be looked at, or whose duration may be slow."""
+    def _returned(self, era: Era, result: object, duration: int) -> None:
+        """A return value that must be looked at, or a slow call."""
         outcome = Outcome.FAILURE if self._is_failure(result) else Outcome.SUCCESS
-        self._record(era, outcome, self._now_ns() - start)
+        self._record(era, outcome, duration)
 
     def _record(
         self,
@@ -251,28 +276,37 @@ class CircuitBreaker(LinkedCircuit):
         duration: int,
         error: BaseException | None = None,
         open_for: int = 0,
+        elapsed: int | None = None,
     ) -> None:
-        """Append an outcome to the era that admitted its call; a bad one is reported at once."""
-        if outcome is Outcome.SUCCESS and not self._is_slow(duration):
-            era.append(duration)
-            if len(era.tally) > FULL:
-                self.drain_if_free(era)
-            return
-        item = self._item(outcome, duration, error, open_for)
-        era.append(item)
-        if item.kind != "i" or open_for:
-            self.drain_if_free(era)
-            self._link_nudge()
+        """Append an outcome to the era that admitted its call; a bad one is reported at once.
 
-    def _is_slow(self, duration: int) -> bool:
-        return self._slow_ns is not None and duration >= self._slow_ns
+        ``elapsed`` (ns) is the time since the call began where that is not its duration.
+        """
+        tally = era.tally
+        if outcome is Outcome.SUCCESS and duration < self._slow_ns:
+            tally.append(duration)
+        else:
+            item = self._item(outcome, duration, error, open_for, elapsed)
+            tally.append(item)
+            if item.kind != "i" or open_for:
+                self.drain_if_free(era)
+                self._link_nudge()
+                return
+        if len(tally) > FULL:
+            self.drain_if_free(era)
 
     def _item(
-        self, outcome: Outcome, duration: int, error: BaseException | None, open_for: int
+        self,
+        outcome: Outcome,
+        duration: int,
+        error: BaseException | None,
+        open_for: int,
+        elapsed: int | None,
     ) -> Bad:
-        began = self._clock.ms() - duration // 1_000_000
+        began = self._clock.ms() - (duration if elapsed is None else elapsed) // 1_000_000
+        kind = outcome.kind(duration >= self._slow_ns)
         detail = "" if outcome is not Outcome.FAILURE else self._detail(error)
-        return Bad(outcome.kind(self._is_slow(duration)), duration, began, open_for, detail)
+        return Bad(kind, duration, began, open_for, detail)
 
     def _detail(self, error: BaseException | None, **more: str) -> str:
         """What is kept of a transition's cause: short, and free of parameters and credentials."""
@@ -287,30 +321,31 @@ class CircuitBreaker(LinkedCircuit):
 
     # ------------------------------------------------------------------ admission
 
-    def _admit(self) -> Permit:
-        if self._seconds() < self._refuse_until and not rides(self):
-            raise self.refusal(self._decision)
-        return admit(self)
+    def _admit(self, *, by_check: bool = False) -> Permit:
+        now = self._seconds()
+        if now < self._refuse_until and not (held.get() and rides(self)):
+            raise self._rejection(now)
+        return admit(self, by_check=by_check)
 
     async def _admit_async(self) -> Permit:
-        if self._seconds() < self._refuse_until and not rides(self):
-            raise self.refusal(self._decision)
+        now = self._seconds()
+        if now < self._refuse_until and not (held.get() and rides(self)):
+            raise self._rejection(now)
         return await admit_async(self)
 
     def refusal(self, decision: Decision) -> CircuitBreakerOpenException:
         """Count a rejection and make its exception."""
+        return self._rejection(self._seconds(), refusal_of(decision))
+
+    def _rejection(self, now: float, refusal: Refusal | None = None) -> CircuitBreakerOpenException:
+        """Count a rejection and make its exception, with the present words or with others."""
         rejections = self._rejections
         rejections.append(None)
         if len(rejections) > FULL:
             self.drain()
-        wait = decision.until / 1000 - self._seconds() if decision.until else 0.0
-        return CircuitBreakerOpenException(
-            self.name,
-            wait if wait > 0.0 else 0.0,
-            decision.state._value_,
-            decision.source,
-            decision.reason,
-        )
+        until, state, source, reason = refusal or self._refused
+        wait = until - now if until > now else 0.0
+        return CircuitBreakerOpenException(self.name, wait, state, source, reason)
 
     def _settle_shared(self, token: str, era: Generation, item: Bad, until: int) -> None:
         """R5: a settle is sent at once, and again until the lease ends."""
@@ -351,13 +386,10 @@ class CircuitBreaker(LinkedCircuit):
         elif wanted == "probe":
 
             def probe() -> None:
-                permit = admit(self, by_check=True)
-                try:
+                guard = CheckGuard()
+                guard._breaker = self
+                with guard:
                     check.function()
-                except BaseException as error:
-                    permit._ended(error)
-                    raise
-                permit.success()
 
             check.start(now, probe)
 
@@ -479,6 +511,13 @@ class CircuitBreaker(LinkedCircuit):
 
 
 # ---------------------------------------------------------------------------- small parts
+
+
+def _open_block(guard: Guard | None) -> Guard | None:
+    """The innermost block, from this one outwards, that has not been left."""
+    while guard is not None and guard not in guard._breaker._blocks:
+        guard = guard._below
+    return guard
 
 
 def stored_circuit(fields: dict[str, str] | StoreError) -> model.Circuit | None:

@@ -31,7 +31,7 @@ from .workers import start_thread
 
 POLL = 2_000  # ms between polls, in case a push was lost
 PING = 1.0  # s between signs of life on the subscription
-FIRST_ANSWER = 0.3  # s that an admission may wait for the store
+FIRST_ANSWER = 0.29  # s that an admission may wait for the store; waking up takes a little more
 CHUNK = 1_000  # steps in one pipeline
 TIMEOUTS = 2  # in a row before the store counts as down
 LONGEST_RETRY = 2_000  # ms between attempts to return

@@ -52,6 +52,11 @@ def _monotonic_ms() -> int:
 SYSTEM_CLOCK = Clock(_monotonic_ms, time.monotonic, time.perf_counter_ns)
 
 
+# What a rejection says: when it is worth trying again (s, 0: unknown), state, source and reason.
+# A plain tuple is unpacked several times faster than a named one.
+Refusal = tuple[float, str, str, str]
+
+
 class Turn:
     """Holding a circuit's lock, and afterwards taking in what others have left meanwhile."""
 
@@ -90,7 +95,10 @@ class LinkedCircuit:
         self._turn = Turn(self)
         self._left = False  # somebody found the lock taken and left outcomes to its holder
         self._era: Era | None = None
-        self._refuse_until = 0.0  # s; calls before it are refused without a look at the rest
+        # Calls before this time (s) are refused with these words, without a look at the rest.  The
+        # words outlive the refusal: a call may have read the time just before it changed.
+        self._refuse_until = 0.0
+        self._refused: Refusal = (0.0, State.OPEN.value, "shared", "")
         self._decision = Decision("sync", State.CLOSED, "shadow")
         self._retired: list[Era] = []
         self._rejections: list[None] = []
@@ -125,9 +133,10 @@ class LinkedCircuit:
             self._retire()
             self._refuse_until = 0.0
             if new.action == "refuse":
+                self._refused = refusal_of(new)
                 # Only an operator's word holds without end; an unknown end is asked for again.
                 endless = inf if new.source == "override" else 0.0
-                self._refuse_until = new.until / 1000 if new.until else endless
+                self._refuse_until = self._refused[0] or endless
         if new.action != "sync" and not self.first_answer.done():
             self.first_answer.set_result(None)
         same = old.state == new.state and (old.source == new.source or new.action == "admit")
@@ -435,6 +444,11 @@ class LinkedCircuit:
                 "dropped": shadow.dropped,
                 "pending": shadow.waiting + self._handed,
             }
+
+
+def refusal_of(decision: Decision) -> Refusal:
+    """What a rejection says of the decision behind it."""
+    return decision.until / 1000, decision.state.value, decision.source, decision.reason
 
 
 def _in_use(eras: list[Era]) -> list[Era]:

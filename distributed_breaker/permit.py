@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
+from .linked import FULL
 from .model import MAX_SPAN
 from .policy import Outcome, check_number
-from .shadow import NO_GENERATION, Era, Generation
+from .shadow import Era, Generation
 
 if TYPE_CHECKING:
     from .breaker import CircuitBreaker
@@ -21,7 +22,16 @@ held: ContextVar[tuple[Permit, ...]] = ContextVar("circuit_breaker_permits", def
 
 def rides(breaker: CircuitBreaker) -> bool:
     """Whether a call on this circuit is part of a probe that this context is making."""
-    return any(p._breaker is breaker and not p._done for p in held.get())
+    return any(p._breaker is breaker and p._lease and not p._done for p in held.get())
+
+
+class Lease(NamedTuple):
+    """What makes a permit the permit of a probe."""
+
+    token: str
+    local: Generation | None  # of the local machine, when that gave the permit
+    shared: Generation
+    until: int = 0  # ms
 
 
 class Permit:
@@ -30,44 +40,33 @@ class Permit:
     The first of ``success``, ``failure`` and ``ignore`` counts; later ones do nothing.
     """
 
-    # What only a probe's permit has stands here, so that the others need not set it.
-    _token = ""
-    _local: Generation | None = None  # generation of the local machine, when that gave the permit
-    _shared: Generation = NO_GENERATION
-    _until = 0  # ms: the end of the lease, as far as this process may use it
-    _done = False
+    # There is no __init__: a permit is made for every guarded block, and calling an __init__
+    # would take a quarter of the block's time.  ``Permit()._begin(…)`` makes one.
+    __slots__ = ("_breaker", "_done", "_era", "_lease", "_start")
 
-    def __init__(self, breaker: CircuitBreaker, era: Era | None) -> None:
+    _breaker: CircuitBreaker
+    _era: Era | None  # None: a probe, or a call that rides on one
+    _lease: Lease | None  # of a probe
+    _done: bool
+    _start: int  # ns
+
+    def _begin(self, breaker: CircuitBreaker, era: Era | None, lease: Lease | None = None) -> Self:
         self._breaker = breaker
         self._era = era
-        self._start = breaker._now_ns()
-
-    @classmethod
-    def probe(
-        cls,
-        breaker: CircuitBreaker,
-        token: str,
-        shared: Generation,
-        *,
-        local: Generation | None = None,
-        until: int = 0,
-    ) -> Permit:
-        """A trial call's permit: of the store until ``until`` (ms), or of the ``local`` machine."""
-        permit = cls(breaker, None)
-        permit._token = token
-        permit._shared = shared
-        permit._local = local
-        permit._until = until
-        return permit
+        self._lease = lease
+        self._done = False
+        clock = breaker._now_ns
+        self._start = clock()
+        return self
 
     @property
     def is_probe(self) -> bool:
         """Whether this is a trial call of a half-open circuit."""
-        return bool(self._token)
+        return self._lease is not None
 
     def success(self) -> None:
         """The call succeeded."""
-        self._settle(Outcome.SUCCESS, self._elapsed())
+        self._ended(None)
 
     def failure(self, exc: BaseException | None = None, open_for: float | None = None) -> None:
         """The call failed.
@@ -82,90 +81,120 @@ class Permit:
         """
         if open_for is not None:
             check_number("open_for", open_for, 1e-9, sys.float_info.max)
-        self._settle(Outcome.FAILURE, self._elapsed(), exc, open_for)
+        self._settle(Outcome.FAILURE, None, exc, open_for)
 
     def ignore(self) -> None:
         """The call says nothing about the dependency; a held permit is given back."""
-        self._settle(Outcome.IGNORED, self._elapsed())
-
-    def _elapsed(self) -> int:
-        return self._breaker._now_ns() - self._start
+        self._settle(Outcome.IGNORED)
 
     def _ended(self, error: BaseException | None, duration: int | None = None) -> None:
         """Settle by how a block ended, after ``duration`` ns (None: from its beginning)."""
         if self._done:
             return
-        spent = self._elapsed() if duration is None else duration
-        if error is None:
-            self._settle(Outcome.SUCCESS, spent)
+        # Nothing may stand between the look and the mark, or two threads could both settle.
+        self._done = True
+        breaker, era = self._breaker, self._era
+        if error is not None:
+            self._record(breaker.policy.outcome_of(error), duration, error)
+            return
+        if duration is None:
+            clock = breaker._now_ns
+            duration = clock() - self._start
+        if era is not None and (breaker._never_slow or duration < breaker._slow_ns):
+            tally = era.tally
+            tally.append(duration)
+            if len(tally) > FULL:
+                breaker.drain_if_free(era)
         else:
-            self._settle(self._breaker.policy.outcome_of(error), spent, error)
+            self._record(Outcome.SUCCESS, duration)
 
     def _returned(self, result: object) -> None:
         """Settle by what a function returned."""
         failed = self._breaker._is_failure(result)
-        self._settle(Outcome.FAILURE if failed else Outcome.SUCCESS, self._elapsed())
+        self._settle(Outcome.FAILURE if failed else Outcome.SUCCESS)
 
     def _settle(
         self,
         outcome: Outcome,
-        duration: int,
+        duration: int | None = None,
         error: BaseException | None = None,
         open_for: float | None = None,
     ) -> None:
-        if self._done:
-            return
-        self._done = True
-        breaker = self._breaker
+        if not self._done:
+            self._done = True
+            self._record(outcome, duration, error, open_for)
+
+    def _record(
+        self,
+        outcome: Outcome,
+        duration: int | None,
+        error: BaseException | None = None,
+        open_for: float | None = None,
+    ) -> None:
+        breaker, lease = self._breaker, self._lease
+        elapsed = breaker._now_ns() - self._start
+        spent = elapsed if duration is None else duration
         wait = 0 if open_for is None else min(MAX_SPAN, max(1, round(open_for * 1000)))
         if self._era is not None:
-            breaker._record(self._era, outcome, duration, error, wait)
-        elif self._token:
-            item = breaker._item(outcome, duration, error, wait)
-            if self._local is not None:
-                breaker.settle_locally(self._token, self._local, item, self._shared)
+            breaker._record(self._era, outcome, spent, error, wait, elapsed)
+        elif lease is not None:
+            item = breaker._item(outcome, spent, error, wait, elapsed)
+            if lease.local is not None:
+                breaker.settle_locally(lease.token, lease.local, item, lease.shared)
                 breaker._link_nudge()
             else:
-                breaker._settle_shared(self._token, self._shared, item, self._until)
+                breaker._settle_shared(lease.token, lease.shared, item, lease.until)
 
 
 class Guard(Permit):
     """A guarded block: ``with breaker.guard() as call`` or ``async with``.
 
-    It is its own permit: ``call.failure()`` and ``call.ignore()`` override what the block's end
-    says.
+    ``call.failure()`` and ``call.ignore()`` override what the block's end says.  The guard is
+    itself the permit that it gives, and may be entered again when it has been left.
     """
 
-    _outer: tuple[Permit, ...] | None = None  # what the context held before this probe
+    __slots__ = ("_below", "_outer")
 
-    def __init__(self, breaker: CircuitBreaker) -> None:
-        self._breaker = breaker
+    _below: Guard | None  # of ``with breaker:``, the block around this one
+    _outer: tuple[Permit, ...]  # of a probe, what the context held before
+    _by_check: ClassVar[bool] = False
 
     def __enter__(self) -> Permit:
         breaker = self._breaker
-        self._era = era = breaker._era
-        self._done = False
+        era = breaker._era
         if era is None:
-            self._take(breaker._admit())
-        else:
-            self._start = breaker._now_ns()
+            seconds = breaker._seconds
+            now = seconds()
+            if now < breaker._refuse_until and not (held.get() and rides(breaker)):
+                raise breaker._rejection(now)
+            return self._take(breaker._admit(by_check=self._by_check))
+        # As in _begin, whose call is spared here.
+        self._era = era
+        self._lease = None
+        self._done = False
+        clock = breaker._now_ns
+        self._start = clock()
         return self
 
     async def __aenter__(self) -> Permit:
         breaker = self._breaker
-        self._era = era = breaker._era
-        self._done = False
+        era = breaker._era
         if era is None:
-            self._take(await breaker._admit_async())
-        else:
-            self._start = breaker._now_ns()
-        return self
+            seconds = breaker._seconds
+            now = seconds()
+            if now < breaker._refuse_until and not (held.get() and rides(breaker)):
+                raise breaker._rejection(now)
+            return self._take(await breaker._admit_async())
+        return self._begin(breaker, era)
 
-    def _take(self, permit: Permit) -> None:
-        self.__dict__.update(permit.__dict__)
-        if permit._token:
+    def _take(self, permit: Permit) -> Permit:
+        """Become the permit that could not be had at once."""
+        self._era, self._lease, self._start = permit._era, permit._lease, permit._start
+        self._done = False
+        if self._lease is not None:
             self._outer = held.get()
             held.set((*self._outer, self))
+        return self
 
     def __exit__(
         self,
@@ -173,11 +202,10 @@ class Guard(Permit):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._outer is not None:
+        if self._lease is not None:
             held.set(self._outer)
-            self._outer = None
-        if not self._done:
-            self._ended(error)
+        self._ended(error)
+        self._era = None  # A guard that is kept for another block keeps no generation alive.
 
     async def __aexit__(
         self,
@@ -186,3 +214,11 @@ class Guard(Permit):
         traceback: TracebackType | None,
     ) -> None:
         self.__exit__(kind, error, traceback)
+
+
+class CheckGuard(Guard):
+    """The guarded block of a health check, which may probe where calls may not."""
+
+    __slots__ = ()
+
+    _by_check = True

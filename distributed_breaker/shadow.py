@@ -462,9 +462,10 @@ class Shadow:
             total = sum(items)  # type: ignore[arg-type]
         except TypeError:
             return self._mixed_runs(items, since)
+        began = since
         if total:
             self.deltas.update(durations(items))  # type: ignore[arg-type]
-        began = since - max(items) // 1_000_000  # type: ignore[operator]
+            began -= max(items) // 1_000_000  # type: ignore[operator]
         return [Pending(NO_GENERATION, "s", len(items), 0, began)]
 
     def _mixed_runs(self, items: list[Item], since: int) -> list[Pending]:

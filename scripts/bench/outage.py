@@ -23,7 +23,7 @@ from scripts.servers import Server
 from .report import Row, Setting, Table
 from .work import Boom, boom, trip, work
 
-SECONDS, QUICK_SECONDS = 6.0, 4.0  # the link polls every 2 s, so it meets the fault within them
+SECONDS, QUICK_SECONDS = 6.0, 3.0  # the link polls every 2 s, so it meets the fault within them
 PAUSE = 0.001  # s between two calls
 FAILING = 50  # one call in so many fails while closed, which makes the link speak at once
 INTERVAL = 0.4  # s that a circuit stays open before it is probed

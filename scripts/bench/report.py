@@ -54,7 +54,7 @@ class Table:
 
 def _line(name: str, figures: Sequence[str], target: str, note: str) -> str:
     columns = "".join(f"{figure:>10}" for figure in figures)
-    return f"  {name:<{WIDTH}}{columns}   {target:<18}{note}".rstrip()
+    return f"  {name:<{WIDTH}}{columns}   {target:<19}{note}".rstrip()
 
 
 def describe(setting: Setting) -> str:

@@ -35,17 +35,19 @@ ROOT = Path(__file__).parents[2]
 
 
 class CountingLock:
-    """A lock that counts how often it is taken, or even tried.
+    """Counts how often the thread that made it takes a lock, or even tries to.
 
     It stands before the lock that it replaces, which another thread may hold at that moment.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
+        self._owner = threading.get_ident()
         self.taken = 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        self.taken += 1
+        if threading.get_ident() == self._owner:
+            self.taken += 1
         return self._lock.acquire(blocking, timeout)
 
     def release(self) -> None:
