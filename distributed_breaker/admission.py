@@ -39,6 +39,8 @@ def admit(breaker: CircuitBreaker, *, by_check: bool = False) -> Permit:
             future, owned = admission.send(wait(future, owned))
     except StopIteration as end:
         return cast(Permit, end.value)
+    finally:
+        admission.close()
 
 
 async def admit_async(breaker: CircuitBreaker) -> Permit:
@@ -97,8 +99,9 @@ def _ask(breaker: CircuitBreaker, decision: Decision) -> Generator[Wait, Any, Pe
     try:
         answer = yield future, True
     except GeneratorExit:
-        # The waiting task was cancelled.  If the answer is there, the link takes it as delivered.
-        if future.done() and not future.cancelled():
+        # The wait was cancelled or interrupted.  The link gives back what nobody has taken; an
+        # answer that is there already counts as taken.
+        if not future.cancel():
             link.submit(Request("cancel", breaker, {"op": "cancel", "token": token}))
         raise
     if answer is None:
