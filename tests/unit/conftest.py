@@ -30,3 +30,11 @@ def registry(clock: FakeClock) -> Iterator[CircuitBreakerRegistry]:
 def brittle(registry: CircuitBreakerRegistry) -> CircuitBreaker:
     """A circuit that one failure trips and one probe closes."""
     return registry.breaker("brittle", BRITTLE)
+
+
+@pytest.fixture(autouse=True)
+def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The link survives its own defects and logs them, so they would go unnoticed here."""
+    yield
+    defects = [r for r in caplog.get_records("call") if r.exc_info and "listener" not in r.msg]
+    assert not defects, defects[0].exc_info

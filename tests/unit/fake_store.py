@@ -28,8 +28,10 @@ class Server:
         self.subscriptions: list[FakeSubscription] = []
         self.lock = threading.Lock()
         self.commands = 0
+        self.operations: list[str] = []
 
     def step(self, name: str, step: Step) -> Reply:
+        self.operations.append(step.op)
         done = model.step(self.circuits.get(name), step, self.clock.ms)
         self.circuits[name] = done.circuit
         for event in done.events:
@@ -45,6 +47,8 @@ class Server:
 
 
 class FakeSubscription:
+    refused = ""
+
     def __init__(self) -> None:
         self.pushes: queue.Queue[str | None] = queue.Queue()
 

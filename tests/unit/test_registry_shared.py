@@ -339,31 +339,91 @@ async def test_a_task_cancelled_as_its_grant_arrives_leaks_no_permit(
     wait_until(lambda: slots(server) == 0)
 
 
+class Held:
+    """A store that does not go on with the next batch of steps before it is told to."""
+
+    def __init__(self, process: Process) -> None:
+        self._store = process.store
+        self._asked, self._go_on = threading.Event(), threading.Event()
+        self._store.before_run = self._hold
+
+    def _hold(self) -> None:
+        self._asked.set()
+        assert self._go_on.wait(20)
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def wait(self) -> None:
+        assert self._asked.wait(20)
+
+    def go_on(self) -> None:
+        self._store.before_run = lambda: None
+        self._go_on.set()
+
+
+def given_back(server: Server) -> None:
+    """A permit was given, and it has come back without waiting for its lease."""
+    wait_until(lambda: "acquire" in server.operations)
+    wait_until(lambda: slots(server) == 0)
+    assert server.circuits["b"].state == "half_open"
+
+
 async def test_a_task_cancelled_while_it_asks_leaks_no_permit(
     start: Callable[[], Process], server: Server, clock: FakeClock
 ) -> None:
     process = start()
     breaker = process.synced(BRITTLE)
     make_shared_due(breaker, clock)
-    asked, go_on = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        asked.set()
-        go_on.wait(10)
-
-    process.store.before_run = hold
+    held = Held(process)
     task = asyncio.create_task(breaker.acquire_async())
-    while not asked.is_set():
+    while not held.asked:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    process.store.before_run = lambda: None
-    go_on.set()
-    wait_until(lambda: server.circuits["b"].state == "half_open" and slots(server) == 0)
+    held.go_on()
+    given_back(server)
     clock.advance(1.0)
     wait_until(lambda: breaker.snapshot().shared_state == "half_open")
     assert breaker.acquire().is_probe
+
+
+def test_an_acquire_given_up_just_before_its_grant_leaks_no_permit(
+    start: Callable[[], Process], server: Server, clock: FakeClock
+) -> None:
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    held = Held(process)
+    waiting = admission._admission(breaker, False)
+    next(waiting)
+    held.wait()
+    waiting.close()
+    held.go_on()
+    given_back(server)
+
+
+def test_an_interrupted_wait_leaks_no_permit(
+    start: Callable[[], Process], server: Server, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C, or by a time limit that a signal handler raises."""
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    held = Held(process)
+
+    def interrupted(*_: object) -> None:
+        held.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(admission, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        breaker.acquire()
+    held.go_on()
+    given_back(server)
+    assert caught.traceback  # a traceback that is kept keeps the frames
 
 
 def test_a_settle_that_fails_is_sent_until_the_lease_ends(

@@ -1,0 +1,149 @@
+"""When a fleet's circuit trips, and when one process alone stops calling."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from tests.fleet.harness import CIRCUIT, Fleet, until
+
+pytestmark = pytest.mark.servers("valkey")
+
+# What depends on the server most runs on both.
+BOTH = pytest.mark.servers("valkey", "redis8")
+
+
+@BOTH
+@pytest.mark.parametrize("each", [1, 2])
+def test_failures_spread_over_processes_trip_for_all(
+    fleet: Fleet, client: redis.Redis, each: int
+) -> None:
+    """interlock: ten processes with nine failures each never trip."""
+    fleet.start(8, {"failure_threshold": 8 * each})
+    fleet.do("fail", count=each)
+    fleet.until_all("open")
+    refused = fleet.do("attempt")
+    assert not any(said["admitted"] for said in refused)
+    assert {said["source"] for said in refused} == {"shared"}
+    assert all(50 < said["retry_after"] <= 60 for said in refused)
+    stored = fleet.stored(client)
+    assert stored.totals[9] == 1  # trips
+    assert fleet.totals(client)["failures"] == 8 * each
+    # The store's transition was heard once by everybody, and nobody stopped before by itself.
+    for heard in fleet.do("transitions"):
+        assert [(h["old"], h["new"], h["source"]) for h in heard] == [("closed", "open", "shared")]
+
+
+def test_good_and_bad_calls_of_all_add_up_to_one_rate(fleet: Fleet, client: redis.Redis) -> None:
+    policy = {"failure_threshold": 100, "failure_rate": 0.5, "minimum_calls": 32}
+    fleet.start(8, policy)
+    for _ in range(2):
+        fleet.do("succeed")
+        fleet.do("fail")
+    fleet.do("flush")
+    fleet.until_all("open")
+    assert [entry["cause"] for entry in fleet.log(client)] == ["created", "rate"]
+
+
+def test_one_failure_less_than_the_threshold_trips_nobody(
+    fleet: Fleet, client: redis.Redis
+) -> None:
+    fleet.start(8, {"failure_threshold": 9})
+    fleet.do("fail")
+    fleet.do("flush")
+    assert fleet.states() == ["closed"] * 8
+    assert fleet.totals(client)["failures"] == 8
+    assert fleet.totals(client)["trips"] == 0
+    fleet[3].do("fail")
+    fleet.until_all("open")
+
+
+@BOTH
+def test_one_sick_process_is_quarantined_and_trips_nobody_else(
+    fleet: Fleet, client: redis.Redis
+) -> None:
+    """Polly #287: one bad node poisons all."""
+    sick, *healthy = fleet.start(9, {"open_interval": 0.5})
+    fleet.do("succeed", healthy)
+    fleet.do("flush", healthy)
+    assert sick.fail_until_refused() >= 5
+    refused = sick.do("attempt")
+    if not refused["admitted"]:  # A slow machine may have let the open interval pass.
+        assert (refused["state"], refused["source"]) == ("open", "quarantine")
+    assert sick.do("look")["shared"] == "closed"
+    for _ in range(3):  # It stays sick: its own probes fail, and still nobody else is concerned.
+        assert all(said["admitted"] for said in fleet.do("attempt", healthy))
+        until(lambda: sick.do("attempt", outcome="failure")["admitted"], "a local probe")
+    assert fleet.states(healthy) == ["closed"] * 8
+    fleet.do("flush")
+    assert fleet.totals(client)["trips"] == 0
+    assert not any(fleet.do("transitions", healthy))
+
+    def recovers() -> bool:
+        sick.do("attempt")
+        return sick.do("look")["state"] == "closed"
+
+    until(recovers, "its own probes end the quarantine")
+    fleet.do("flush")
+    assert fleet.totals(client)["trips"] == 0
+    assert [entry["cause"] for entry in fleet.log(client)] == ["created"]
+    assert not any(fleet.do("transitions", healthy))
+    heard = [(h["old"], h["new"]) for h in sick.do("transitions")]
+    assert heard[0] == ("closed", "open")
+    assert heard[-1] == ("half_open", "closed")
+    # Its local probes took none of the fleet's permits.
+    assert fleet.totals(client)["probes"] == 0
+
+
+def test_two_processes_that_see_it_trip_the_fleet(fleet: Fleet) -> None:
+    first, second, *healthy = fleet.start(8, {})
+    fleet.do("succeed", healthy)
+    fleet.do("flush", healthy)
+    first.do("fail", count=5)
+    first.do("flush")
+    assert fleet.states(healthy) == ["closed"] * 6
+    second.do("fail", count=5)
+    fleet.until_all("open")
+
+
+def test_a_process_that_is_alone_decides_alone(fleet: Fleet) -> None:
+    fleet.start(1, {})
+    fleet[0].do("fail", count=5)
+    fleet.until_all("open")
+    assert fleet[0].do("attempt")["source"] == "shared"
+
+
+def test_the_same_name_in_two_namespaces_is_two_circuits(fleet: Fleet, client: redis.Redis) -> None:
+    """pybreaker #88."""
+    here, there = fleet.start(2, {})
+    there.do("other_namespace", namespace=fleet.namespace + "-b")
+    assert there.do("attempt")["admitted"]
+    here.do("fail", count=5)
+    until(lambda: here.do("look")["shared"] == "open", "the trip")
+    there.do("flush")
+    assert there.do("attempt")["admitted"]
+    assert there.do("fleet_snapshot") == {CIRCUIT: "closed"}
+    client.publish(f"cb:0:{fleet.namespace}-b", f"{CIRCUIT} nonsense")
+    there.do("flush")
+    assert there.do("attempt")["admitted"]
+
+
+def test_circuits_of_one_namespace_are_independent(fleet: Fleet) -> None:
+    fleet.start(4, {})
+    fleet.do("breaker", circuit="stock", policy=None)
+    fleet.do("fail", fleet.processes[:2], count=5)
+    fleet.until_all("open")
+    assert all(said["admitted"] for said in fleet.do("attempt", circuit="stock"))
+    assert fleet[0].do("fleet_snapshot") == {CIRCUIT: "open", "stock": "closed"}
+
+
+def test_a_rejection_logs_nothing(fleet: Fleet) -> None:
+    """litellm #40620: a traceback per rejected call pins a core."""
+    fleet.start(2, {})
+    fleet[0].do("fail", count=5)
+    fleet[1].do("fail", count=5)
+    fleet.until_all("open")
+    fleet.do("logs")
+    done = fleet.do("succeed", count=1000)
+    assert done == [{"admitted": 0, "rejected": 1000}] * 2
+    assert fleet.do("logs") == [[], []]
