@@ -323,7 +323,8 @@ class CircuitBreaker(LinkedCircuit):
 
     def _admit(self, *, by_check: bool = False) -> Permit:
         now = self._seconds()
-        if now < self._refuse_until and not (held.get() and rides(self)):
+        refused = now < self._refuse_until and not by_check
+        if refused and not (held.get() and rides(self)):
             raise self._rejection(now)
         return admit(self, by_check=by_check)
 

@@ -21,6 +21,7 @@ from .workers import HealthCheck
 
 FAST_FLUSH = 250  # ms between reports of good outcomes while the circuit has seen failures
 SLOW_FLUSH = 2_000  # ms between them while it has not
+ASK_AGAIN = 250  # ms after which a refusal without a known end is looked at again
 FULL = 4_096  # entries of a tally after which the appending call drains it
 OVERFULL = 65_536  # entries after which it waits for its turn to drain
 
@@ -134,9 +135,10 @@ class LinkedCircuit:
             self._refuse_until = 0.0
             if new.action == "refuse":
                 self._refused = refusal_of(new)
-                # Only an operator's word holds without end; an unknown end is asked for again.
-                endless = inf if new.source == "override" else 0.0
-                self._refuse_until = self._refused[0] or endless
+                # Only an operator's word holds without end.  Another unknown end (a probe is under
+                # way) is asked for again soon, in case nothing tells that it has come.
+                unknown = inf if new.source == "override" else (now + ASK_AGAIN) / 1000
+                self._refuse_until = self._refused[0] or unknown
         if new.action != "sync" and not self.first_answer.done():
             self.first_answer.set_result(None)
         same = old.state == new.state and (old.source == new.source or new.action == "admit")
@@ -292,6 +294,7 @@ class LinkedCircuit:
                 self._handed -= sum(run.count for run in step.batch)
             if step.op == "acquire":
                 self._shadow.asking = False
+                self._refresh(self._clock.ms())
 
     def settle_done(self, acknowledged: bool) -> None:
         """A settle was acknowledged, or given up at the end of its lease."""
@@ -313,6 +316,7 @@ class LinkedCircuit:
         """The acquire in flight was given up."""
         with self._turn:
             self._shadow.asking = False
+            self._refresh(self._clock.ms())
 
     def hear(self, header: Header, store_now: int) -> bool:
         """Take in a header pushed or polled at ``store_now``; True when a sync must follow."""

@@ -165,7 +165,8 @@ class Guard(Permit):
         if era is None:
             seconds = breaker._seconds
             now = seconds()
-            if now < breaker._refuse_until and not (held.get() and rides(breaker)):
+            refused = now < breaker._refuse_until and not self._by_check
+            if refused and not (held.get() and rides(breaker)):
                 raise breaker._rejection(now)
             return self._take(breaker._admit(by_check=self._by_check))
         # As in _begin, whose call is spared here.

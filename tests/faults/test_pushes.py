@@ -51,7 +51,7 @@ def test_a_push_that_vanishes_is_healed_by_the_poll(
     fleet: Fleet, client: redis.Redis, proxy: Proxy
 ) -> None:
     """The subscription lives, PING is answered, and still nothing arrives."""
-    deaf, other = fleet.start(1, {}, url=proxy.url, POLL=500) + fleet.start(1, {})
+    deaf, other = fleet.start(1, {}, url=proxy.url, POLL=300, SLOW_FLUSH=300) + fleet.start(1, {})
     until(lambda: subscribers(fleet, client) == 2, "both subscribe")
     proxy.swallow_pushes = True
     assert other.do("operate", step="force_open") == ""

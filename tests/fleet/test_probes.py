@@ -28,7 +28,7 @@ def test_when_the_interval_ends_no_more_probes_run_than_there_are_permits(
     fleet: Fleet, client: redis.Redis, permits: int
 ) -> None:
     """pybreaker #24, purgatory, opossum: half-open admits every process."""
-    fleet.start(8, {"open_interval": 0.6, "half_open_permits": permits})
+    fleet.start(8, {"open_interval": 0.4, "half_open_permits": permits})
     fleet.trip(client)
     # All begin at the moment when it ends; a probe takes long and fails, so that the circuit opens
     # again and the moment comes back many times.

@@ -217,7 +217,7 @@ class Worker:
             threading.Thread.start = kind  # type: ignore[method-assign]
 
     def do_hurry(self, **milliseconds: int) -> None:
-        """Shorten some of the link's waits: POLL, BROKEN_RETRY, LONGEST_RETRY."""
+        """Shorten some of the link's waits: POLL, SLOW_FLUSH, BROKEN_RETRY, LONGEST_RETRY."""
         for name, value in milliseconds.items():
             assert hasattr(link, name)
             setattr(link, name, value)
