@@ -488,8 +488,9 @@ class Worker:
         """Give the breaker a health check that fails while the file ``sick`` exists."""
 
         def check() -> None:
-            self._note("check", circuit=circuit or self._first)
-            if os.path.exists(sick):
+            well = not os.path.exists(sick)
+            self._note("check", circuit=circuit or self._first, well=well)
+            if not well:
                 raise BrokenError("still sick")
 
         self._breaker(circuit).health_check(check)
