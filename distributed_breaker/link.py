@@ -8,14 +8,11 @@ callers only append to queues and wake it.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import os
 import random
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -26,6 +23,8 @@ from . import model
 from .errors import StoreError, StoreUnavailable
 from .linked import FAST_FLUSH, SLOW_FLUSH, Clock, LinkedCircuit
 from .model import Reply, Step
+from .outage import Outage
+from .process import close_with_process, follow_process, uwsgi_without_threads
 from .store import NEEDS_OPERATOR, StoreDown, Subscription
 from .workers import start_thread
 
@@ -33,9 +32,6 @@ POLL = 2_000  # ms between polls, in case a push was lost
 PING = 1.0  # s between signs of life on the subscription
 FIRST_ANSWER = 0.29  # s that an admission may wait for the store; waking up takes a little more
 CHUNK = 1_000  # steps in one pipeline
-TIMEOUTS = 2  # in a row before the store counts as down
-LONGEST_RETRY = 2_000  # ms between attempts to return
-RETURN_SPREAD = 200  # ms over which a fleet's returns are spread
 BROKEN_RETRY = 5_000  # ms between looks at a circuit that the store refuses
 
 log = logging.getLogger("distributed_breaker")
@@ -95,7 +91,7 @@ class Link:
         self._logged: set[str] = set()
         self._subscription: Subscription | None = None
         self._reset()
-        _links.add(self)
+        follow_process(self)
 
     def _reset(self) -> None:
         """Everything that belongs to one process: made anew in a forked child."""
@@ -113,16 +109,17 @@ class Link:
         self._next_tick = 0
         self._next_poll = 0
         self._poll_all = False
-        self.down = ""  # the code for which the store counts as down
-        self._timeouts = 0
-        self._tries = 0
-        self._good_answers = 0
-        self._retry_at = 0
         self.impatient = False  # a first answer did not come in time: nobody waits for one again
         self._no_threads = False
         self._random = random.Random()
+        self._outage = Outage(self._random.uniform)
 
     # ------------------------------------------------------------------ for callers
+
+    @property
+    def down(self) -> str:
+        """The code for which the store counts as gone; empty while it serves."""
+        return self._outage.code
 
     def add(self, circuit: LinkedCircuit) -> None:
         """Begin to follow a circuit; its first sync starts in the background."""
@@ -168,21 +165,21 @@ class Link:
             if self._sender is not None and self._sender.is_alive():
                 return True
             try:
-                if _uwsgi_without_threads():
+                if uwsgi_without_threads():
                     raise RuntimeError("uWSGI runs without --enable-threads")
                 self._sender = start_thread("circuit-breaker-link", self._send_loop)
                 self._listener = start_thread("circuit-breaker-pushes", self._listen_loop)
             except RuntimeError as error:
                 self.without_threads(str(error))
                 return False
-        self._close_with_process()
+        close_with_process(self)
         return True
 
     def without_threads(self, why: str) -> None:
         """Background threads cannot run here: say so once, and let the shadows decide."""
         if not self._no_threads:
             self._no_threads = True
-            self.down = "NOTHREADS"
+            self._outage.code = "NOTHREADS"
             log.warning(
                 "circuit breakers run on local state only: background threads cannot run (%s); "
                 "with uWSGI, add --enable-threads",
@@ -196,18 +193,6 @@ class Link:
         self.impatient = True
         circuit.degrade()
         self._to_sync[circuit.name] = circuit
-
-    def _close_with_process(self) -> None:
-        """Children of multiprocessing and Celery's workers skip atexit: use their own hooks."""
-        if "multiprocessing.util" in sys.modules:
-            finalize = sys.modules["multiprocessing.util"].Finalize
-            finalize(self, _close_weakly, args=(weakref.ref(self),), exitpriority=10)
-        if "celery.signals" in sys.modules:
-            shutdown = sys.modules["celery.signals"].worker_process_shutdown
-            shutdown.connect(self._on_worker_shutdown)
-
-    def _on_worker_shutdown(self, **_: Any) -> None:
-        self.close()
 
     def flush(self) -> Future[Any]:
         """Report everything recorded so far; the future fails if that is not acknowledged."""
@@ -267,7 +252,8 @@ class Link:
     def _send_loop(self) -> None:
         if self._no_threads:
             # It was only late: the first admission had already given up on it.
-            self._no_threads, self.down = False, ""
+            self._no_threads = False
+            self._outage.end()
         while not self._stopping.is_set():
             self._beat += 1
             wait = max(0, self._due() - self._clock.ms()) / 1000
@@ -284,7 +270,7 @@ class Link:
 
     def _due(self) -> int:
         if self.down:
-            return min(self._retry_at, self._next_tick)
+            return min(self._outage.look_at, self._next_tick)
         if self._requests or self._urgent or self._to_sync or self._poll_all:
             return 0
         return self._next_tick
@@ -298,7 +284,7 @@ class Link:
             self._urgent.clear()
             self._next_tick = now + SLOW_FLUSH
             self._keep_settles()
-            if now >= self._retry_at:
+            if now >= self._outage.look_at:
                 self._try_to_return()
             return
         self._up.set()
@@ -378,7 +364,7 @@ class Link:
                 part = steps[start : start + CHUNK]
                 sent = self._clock.ms()
                 replies = self._store.run([(c.name, step) for c, step, _ in part])
-                self._timeouts = 0
+                self._outage.answered()
                 for (circuit, step, request), reply in zip(part, replies, strict=True):
                     self._take_reply(circuit, step, request, reply, sent)
                 done = start + len(part)
@@ -577,24 +563,16 @@ class Link:
     # ------------------------------------------------------------------ degraded and back
 
     def _store_failed(self, error: StoreDown, at_once: bool) -> None:
-        if error.timeout and not at_once:
-            self._timeouts += 1
-            if self._timeouts < TIMEOUTS:
-                self._next_poll = 0
-                self._next_tick = 0
-                return
-        self._go_down(error.code, error)
+        if self._outage.tolerates(error.timeout, at_once):
+            self._next_poll = 0
+            self._next_tick = 0
+        else:
+            self._go_down(error.code, error)
 
     def _go_down(self, code: str, error: Exception | None = None, *, quiet: bool = False) -> None:
-        first = not self.down
-        self.down = code
         self._up.clear()
-        self._timeouts = 0
-        self._good_answers = 0
-        self._back_off()
-        if not first:
+        if not self._outage.begin(code, self._clock.ms()):
             return
-        self._tries = 0
         if code in NEEDS_OPERATOR:
             self._say_once(code, "circuit breakers run on local state only: the store refuses us: "
                            "%s; retrying will not help, an operator must", error)  # fmt: skip
@@ -603,11 +581,6 @@ class Link:
         for circuit in list(self._circuits.values()):
             circuit.degrade()
         self._keep_settles()
-
-    def _back_off(self) -> None:
-        self._tries = min(self._tries + 1, 10)
-        longest = min(LONGEST_RETRY, 50 * 2**self._tries)
-        self._retry_at = self._clock.ms() + round(self._random.uniform(0, longest))
 
     def _keep_settles(self) -> None:
         """While the store is down, settles wait until their lease ends; the rest fails now."""
@@ -620,21 +593,12 @@ class Link:
                 self._refuse(request)
 
     def _try_to_return(self) -> None:
-        """Two good answers, a random wait so that a fleet spreads, then a sync, then evidence."""
         try:
             self._store.poll([])
-            self._good_answers += 1
-            if self._good_answers < 2:
-                self._retry_at = self._clock.ms() + 20
-                return
-            if self._good_answers == 2:
-                spread = round(self._random.uniform(0, RETURN_SPREAD))
-                self._retry_at = self._clock.ms() + spread
-                return
-            self._sync_all()
+            if self._outage.good_answer(self._clock.ms()):
+                self._sync_all()
         except StoreDown as error:
-            self._good_answers = 0
-            self._back_off()
+            self._outage.pause(self._clock.ms())
             if error.code in NEEDS_OPERATOR:
                 self._say_once(error.code, "the store refuses us: %s; an operator must act", error)
 
@@ -655,9 +619,8 @@ class Link:
                 self._urgent.append(circuit)
                 self._to_remember.add(circuit.name)
         log.info("circuit breakers share their state again")
-        self.down = ""
+        self._outage.end()
         self.impatient = False
-        self._tries = 0
         self._logged.clear()
         self._to_sync.clear()
         self._next_tick = 0
@@ -681,38 +644,3 @@ def _resolve(future: Future[Any], value: object) -> bool:
 def _fail(future: Future[Any], error: Exception) -> None:
     with contextlib.suppress(Exception):
         future.set_exception(error)
-
-
-def _uwsgi_without_threads() -> bool:
-    uwsgi = sys.modules.get("uwsgi")
-    options = getattr(uwsgi, "opt", None) or {}
-    return uwsgi is not None and not ({"enable-threads", "threads"} & set(map(_text, options)))
-
-
-def _text(name: object) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-# ---------------------------------------------------------------------------- process hooks
-
-_links: weakref.WeakSet[Link] = weakref.WeakSet()
-
-
-def _close_weakly(link: weakref.ref[Link]) -> None:
-    alive = link()
-    if alive is not None:
-        alive.close()
-
-
-def _close_all() -> None:
-    for link in list(_links):
-        link.close()
-
-
-def _forked() -> None:
-    for link in list(_links):
-        link.forked()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forked)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -20,6 +18,7 @@ from .errors import StoreError, StoreUnavailable
 from .link import Link, Request
 from .linked import SYSTEM_CLOCK, Clock, LinkedCircuit
 from .policy import Policy, check_circuit, check_namespace
+from .process import follow_process
 from .shadow import Shadow
 from .snapshot import Snapshot, snapshot_of
 from .store import RedisStore
@@ -50,7 +49,7 @@ class CircuitBreakerRegistry:
         circuits: dict[str, LinkedCircuit] = self._breakers  # type: ignore[assignment]
         self._link = None if store is None else Link(store, self._clock, self._renew, circuits)
         if self._link is None:
-            _without_link.add(self)
+            follow_process(self)
 
     @classmethod
     def from_url(
@@ -146,6 +145,12 @@ class CircuitBreakerRegistry:
 
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(32):08x}"
+
+    def forked(self) -> None:
+        """Without a link: a child must not keep locks that a thread of its parent held."""
+        reporter = self._renew()
+        for breaker in self._breakers.values():
+            breaker.forked(reporter)
 
     def _renew(self) -> str:
         """After a fork: a new id and new locks."""
@@ -243,20 +248,6 @@ class CircuitBreakerRegistry:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-# Registries without a link: they too must not keep locks that a parent's thread held at a fork.
-_without_link: weakref.WeakSet[CircuitBreakerRegistry] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for registry in list(_without_link):
-        reporter = registry._renew()
-        for breaker in registry._breakers.values():
-            breaker.forked(reporter)
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 def _clock_of(seconds: Callable[[], float]) -> Clock:

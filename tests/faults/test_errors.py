@@ -124,6 +124,41 @@ def test_the_primary_becomes_a_replica(
     assert fleet.states() == [first] * 2
 
 
+def test_a_server_without_room(broken_server: Server, fleet: Fleet, client: redis.Redis) -> None:
+    """maxmemory with noeviction, for real."""
+    (process,) = fleet.start(1, {})
+    process.do("logs")
+    client.config_set("maxmemory", 1)
+    process.do("fail")
+    until(lambda: process.do("look")["down"] == "OOM", "it is degraded at once", 10)
+    protects_itself(process)
+    assert [line["level"] for line in process.do("logs") if line["level"] != "DEBUG"] == ["WARNING"]
+    client.config_set("maxmemory", 0)
+    until(lambda: not process.do("look")["degraded"], "it has returned")
+    assert process.do("operate", step="reset") == ""
+    fleet.until_all("closed")
+
+
+@pytest.mark.parametrize("all_commands", [True, False], ids=["all", "writes"])
+def test_a_server_that_pauses_its_clients(
+    broken_server: Server, fleet: Fleet, client: redis.Redis, all_commands: bool
+) -> None:
+    """CLIENT PAUSE, as in a planned failover."""
+    (process,) = fleet.start(1, {})
+    process.do("succeed", count=3)
+    process.do("flush")
+    client.client_pause(1500, all=all_commands)
+    assert process.do("succeed", count=20) == {"admitted": 20, "rejected": 0}
+    process.fail_until_refused()
+    until(lambda: process.do("look")["degraded"], "degraded", 10)
+    assert process.do("waits") == []
+    until(lambda: not process.do("look")["degraded"], "it has returned")
+    process.do("flush")
+    account = process.do("conservation")
+    assert account["recorded"] == account["flushed"] + account["dropped"]
+    assert fleet.totals(client)["calls"] <= account["recorded"]
+
+
 def calls_of(client: redis.Redis, command: str) -> int:
     stats: Any = client.info("commandstats")
     return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import redis
 
+from distributed_breaker.store import key_of
 from scripts.servers import Server
-from tests.fleet.harness import Fleet, client_of, until
+from tests.fleet.harness import CIRCUIT, Fleet, client_of, until
 
 pytestmark = pytest.mark.servers("valkey", "redis8")
 
@@ -56,6 +57,26 @@ def test_flushall_without_any_traffic(fleet: Fleet, client: redis.Redis) -> None
     fleet.until_agreed(client)
     assert fleet.states() == ["open"] * 3
     assert fleet.totals(client)["calls"] == 0
+
+
+@pytest.mark.parametrize("state", ["closed", "open"])
+def test_a_key_that_was_evicted(fleet: Fleet, client: redis.Redis, state: str) -> None:
+    """The loss of a key at any moment is harmless, and concerns no other circuit."""
+    fleet.start(3, {})
+    fleet.do("breaker", circuit="other", policy=None)
+    fleet.do("succeed", circuit="other")
+    fleet.do("flush")
+    if state == "open":
+        fleet.trip(client)
+    others = fleet.stored(client, "other").v
+    client.delete(key_of(fleet.namespace, CIRCUIT))
+    until(lambda: (c := fleet.found(client)) is not None and c.state == state, "it is restored")
+    fleet.until_agreed(client)
+    assert fleet.states() == [state] * 3
+    assert fleet.stored(client, "other").v == others
+    fleet.do("fail", circuit="other")
+    if state == "open":
+        assert not fleet.calls("enter")
 
 
 def test_flushall_again_and_again_among_newcomers(fleet: Fleet, client: redis.Redis) -> None:

@@ -137,6 +137,36 @@ def test_circuits_of_one_namespace_are_independent(fleet: Fleet) -> None:
     assert fleet[0].do("fleet_snapshot") == {CIRCUIT: "open", "stock": "closed"}
 
 
+def test_calls_run_side_by_side(fleet: Fleet) -> None:
+    """pybreaker #3: a lock is held during the call."""
+    (process,) = fleet.start(1, {})
+    ways = ("call", "guard", "acquire", "async")
+    for way in ways:
+        for number in range(3):
+            assert process.do("begin", name=f"{way} {number}", how=way)["admitted"]
+    assert process.do("succeed", count=10) == {"admitted": 10, "rejected": 0}
+    process.do("flush")
+    process.do("fail", count=4)
+    assert process.do("look")["state"] == "closed"
+    for way in ways:
+        for number in range(3):
+            assert process.do("finish", name=f"{way} {number}") == "returned"
+
+
+def test_a_listener_that_raises_is_nobody_elses_problem(fleet: Fleet) -> None:
+    """pybreaker: a raising listener breaks the call."""
+    fleet.start(2, {})
+    fleet.do("bad_listener")
+    fleet.do("fail", count=5)
+    fleet.until_all("open")
+    assert fleet[0].do("operate", step="reset") == ""
+    fleet.until_all("closed")
+    assert fleet.do("succeed") == [{"admitted": 1, "rejected": 0}] * 2
+    fleet.do("flush")
+    for heard in fleet.do("transitions"):
+        assert [h["new"] for h in heard][-2:] == ["open", "closed"]
+
+
 def test_a_rejection_logs_nothing(fleet: Fleet) -> None:
     """litellm #40620: a traceback per rejected call pins a core."""
     fleet.start(2, {})

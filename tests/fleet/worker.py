@@ -32,6 +32,7 @@ import time_machine
 
 import distributed_breaker.admission as admission
 import distributed_breaker.link as link
+import distributed_breaker.outage as outage
 import distributed_breaker.store as store
 from distributed_breaker import (
     CircuitBreaker,
@@ -219,8 +220,9 @@ class Worker:
     def do_hurry(self, **milliseconds: int) -> None:
         """Shorten some of the link's waits: POLL, SLOW_FLUSH, BROKEN_RETRY, LONGEST_RETRY."""
         for name, value in milliseconds.items():
-            assert hasattr(link, name)
-            setattr(link, name, value)
+            holder = link if hasattr(link, name) else outage
+            assert hasattr(holder, name)
+            setattr(holder, name, value)
 
     def do_with_threads(self) -> None:
         """Threads can be started again."""
@@ -252,6 +254,14 @@ class Worker:
     def _hear(self, change: Any) -> None:
         said = {name: str(getattr(change, name)) for name in CONTENT}
         self._heard.append(said | {"at": time.monotonic()})
+
+    def do_bad_listener(self) -> None:
+        """Add a listener that raises."""
+
+        def listener(change: Any) -> None:
+            raise BrokenError("a listener's own problem")
+
+        self._breaker(None).on_transition(listener)
 
     def do_other_namespace(self, namespace: str) -> None:
         """Use the same store under another namespace from now on."""

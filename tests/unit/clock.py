@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -77,6 +78,22 @@ def make_due(breaker: CircuitBreaker, clock: FakeClock, seconds: float = OPEN_IN
     fail(breaker)
     assert breaker.state == "open"
     clock.advance(seconds)
+
+
+def no_permit_is_out(breaker: CircuitBreaker) -> None:
+    """Half-open, and the one permit can be had; or open again."""
+    if breaker.state != "open" or breaker.snapshot().retry_after == 0.0:
+        breaker.acquire().ignore()
+
+
+def nothing_stays_in_the_context() -> None:
+    """What the library keeps in context variables is gone once all blocks have been left."""
+    kept = {
+        variable.name: value
+        for variable, value in contextvars.copy_context().items()
+        if variable.name.startswith("circuit_breaker") and value
+    }
+    assert not kept
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:

@@ -33,6 +33,8 @@ from tests.unit.clock import (
     fail,
     make_due,
     must_not_run,
+    no_permit_is_out,
+    nothing_stays_in_the_context,
     refused,
     succeed,
 )
@@ -116,6 +118,7 @@ def test_a_due_circuit_is_closed_by_a_probe(
     make_due(brittle, clock)
     assert way(brittle, lambda: "back") == "back"
     assert brittle.state == "closed"
+    nothing_stays_in_the_context()
 
 
 @every_way
@@ -302,7 +305,8 @@ def test_a_predicate_that_raises_leaks_no_permit(
     make_due(breaker, clock)
     with pytest.raises(AttributeError):
         way(breaker, lambda: 5)
-    clock.advance(60.0)  # opened again, or free for the next: both are fine
+    no_permit_is_out(breaker)
+    clock.advance(60.0)
     way(breaker, lambda: type("Answer", (), {"status": False}))
     assert breaker.state == "closed"
 
@@ -652,6 +656,7 @@ def test_with_breaker_nests_in_itself_and_others(registry: CircuitBreakerRegistr
             boom()
     assert counts(a) == (3, 1)
     assert counts(b) == (2, 1)
+    nothing_stays_in_the_context()
 
 
 def test_with_breaker_settles_each_entry_by_its_own_end(registry: CircuitBreakerRegistry) -> None:
@@ -721,6 +726,26 @@ def test_a_block_left_in_another_context_does_no_harm(
     clock.advance(60.0)
     succeed(brittle)
     assert brittle.state == "closed"
+
+
+def test_a_block_left_elsewhere_is_not_taken_for_another(
+    registry: CircuitBreakerRegistry,
+) -> None:
+    """This context still holds a block that was left in a copy of it, and now leaves one that was
+    entered in yet another."""
+    breaker = registry.breaker("b", STURDY)
+    ours = contextvars.copy_context()
+    ours.run(breaker.__enter__)
+    ours.copy().run(breaker.__exit__, None, None, None)
+    ours.copy().run(breaker.__enter__)
+    ours.run(breaker.__exit__, Boom, Boom(), None)
+    assert counts(breaker) == (2, 1)
+
+
+def test_leaving_what_was_not_entered_does_nothing(registry: CircuitBreakerRegistry) -> None:
+    breaker = registry.breaker("b", STURDY)
+    breaker.__exit__(None, None, None)
+    assert counts(breaker) == (0, 0)
 
 
 def test_with_breaker_in_many_threads_at_once(registry: CircuitBreakerRegistry) -> None:
@@ -1016,8 +1041,7 @@ def test_wrong_arguments_leak_no_permit(brittle: CircuitBreaker, clock: FakeCloc
     make_due(brittle, clock)
     with pytest.raises(TypeError):
         next(items())  # type: ignore[call-arg]
-    clock.advance(60.0)  # opened again, or given back; but not out until its lease ends
-    assert brittle.acquire().is_probe
+    no_permit_is_out(brittle)
 
 
 def test_a_calls_in_a_consumer_do_not_ride(brittle: CircuitBreaker, clock: FakeClock) -> None:

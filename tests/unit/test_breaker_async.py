@@ -17,7 +17,18 @@ from distributed_breaker import (
     CircuitBreakerRegistry,
     Policy,
 )
-from tests.unit.clock import BRITTLE, STURDY, Boom, FakeClock, fail, make_due, refused, succeed
+from tests.unit.clock import (
+    BRITTLE,
+    STURDY,
+    Boom,
+    FakeClock,
+    fail,
+    make_due,
+    no_permit_is_out,
+    nothing_stays_in_the_context,
+    refused,
+    succeed,
+)
 
 Function = Callable[[], Awaitable[Any]]
 Way = Callable[[CircuitBreaker, Function], Awaitable[Any]]
@@ -202,6 +213,7 @@ async def test_probes_close_and_reopen(brittle: CircuitBreaker, clock: FakeClock
     clock.advance(60.0)
     assert await way(brittle, fine) == "fine"
     assert brittle.state == "closed"
+    nothing_stays_in_the_context()
 
 
 @pytest.mark.parametrize("way", RETURNING, ids=lambda way: way.__name__)
@@ -680,6 +692,19 @@ async def test_cancelling_inside_an_async_generator_is_ignored(
     assert brittle.state == "closed"
 
 
+async def test_a_forgotten_async_generator_gives_its_permit_back(
+    brittle: CircuitBreaker, script: Script, clock: FakeClock
+) -> None:
+    """A loop that is left early closes nothing; the event loop does, soon."""
+    make_due(brittle, clock)
+    async for _ in script.run(1, 2):
+        break
+    while not script.closed:
+        await asyncio.sleep(0)
+    succeed(brittle)
+    assert brittle.state == "closed"
+
+
 async def test_wrong_arguments_leak_no_permit(brittle: CircuitBreaker, clock: FakeClock) -> None:
     @brittle
     async def items(count: int) -> AsyncIterator[int]:
@@ -688,8 +713,7 @@ async def test_wrong_arguments_leak_no_permit(brittle: CircuitBreaker, clock: Fa
     make_due(brittle, clock)
     with pytest.raises(TypeError):
         await anext(items())  # type: ignore[call-arg]
-    clock.advance(60.0)
-    assert brittle.acquire().is_probe
+    no_permit_is_out(brittle)
 
 
 async def test_a_consumers_calls_do_not_ride(

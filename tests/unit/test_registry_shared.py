@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any
@@ -296,6 +296,49 @@ def slots(server: Server) -> int:
         return len(server.circuits["b"].slots)
 
 
+def test_one_acquire_is_in_flight_at_a_time(
+    start: Callable[[], Process], server: Server, clock: FakeClock
+) -> None:
+    """R3: the others are refused meanwhile, without a wait, though more permits are free."""
+    process = start()
+    breaker = process.synced(Policy(failure_threshold=1, success_threshold=3, jitter=0.0))
+    make_shared_due(breaker, clock)
+    held = Held(process)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(breaker.acquire)
+        held.wait()
+        for _ in range(5):
+            refused(breaker)
+        held.go_on()
+        assert asking.result(10).is_probe
+    assert server.operations.count("acquire") == 1
+    clock.advance(1.0)
+    assert breaker.acquire().is_probe
+
+
+def test_a_denial_is_obeyed_until_its_wait_is_over(
+    start: Callable[[], Process], server: Server, clock: FakeClock
+) -> None:
+    """R4: nobody asks again before."""
+    one, two = start().synced(BRITTLE), start().synced(BRITTLE)
+    make_shared_due(one, clock)
+    permit = one.acquire()
+    wait_until(lambda: two.state == "half_open")
+    wait = refused(two).retry_after
+    assert 0.0 < wait <= 0.5
+    asked = server.operations.count("acquire")
+    assert asked == 2
+    clock.advance(wait - 0.001)
+    for _ in range(5):
+        refused(two)
+    assert server.operations.count("acquire") == asked
+    clock.advance(0.001)
+    refused(two)
+    assert server.operations.count("acquire") == asked + 1
+    permit.success()
+    wait_until(lambda: two.state == "closed")
+
+
 class LastMoment(Future[str]):
     """The answer comes just when the waiter has run out of patience."""
 
@@ -424,6 +467,48 @@ def test_an_interrupted_wait_leaks_no_permit(
     held.go_on()
     given_back(server)
     assert caught.traceback  # a traceback that is kept keeps the frames
+
+
+def test_a_grant_that_was_long_on_its_way_is_dead_on_arrival(
+    start: Callable[[], Process], server: Server, clock: FakeClock
+) -> None:
+    """R1: its lease began when it was asked for, and somebody else may have the permit by now."""
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    process.store.before_run = lambda: clock.advance(29.0)  # of 30, which leaves no margin
+    refused(breaker)
+    process.store.before_run = lambda: None
+    given_back(server)
+
+
+def test_a_grant_within_its_margin_is_used(
+    start: Callable[[], Process], server: Server, clock: FakeClock
+) -> None:
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    process.store.before_run = lambda: clock.advance(28.0)
+    permit = breaker.acquire()
+    process.store.before_run = lambda: None
+    assert permit.is_probe
+    permit.success()
+    wait_until(lambda: breaker.state == "closed")
+
+
+def test_where_the_store_goes_away_while_asked_the_shadow_decides(
+    start: Callable[[], Process], clock: FakeClock
+) -> None:
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    process.store.failing = GONE
+    with suppress(CircuitBreakerOpenException):
+        breaker.acquire()
+    wait_until(lambda: breaker.degraded)
+    assert breaker.snapshot().source == "shadow"
+    clock.advance(15.0)  # at most a quarter of the interval, by which probes are spread
+    assert breaker.acquire().is_probe
 
 
 def test_a_settle_that_fails_is_sent_until_the_lease_ends(

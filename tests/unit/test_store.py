@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed_breaker import Policy
+from distributed_breaker.address import redacted
 from distributed_breaker.errors import StoreError
 from distributed_breaker.model import Known, Reply, Run, Step
 from distributed_breaker.store import (
@@ -28,7 +29,6 @@ from distributed_breaker.store import (
     encode,
     encode_batch,
     key_of,
-    redacted,
     script,
     sha,
 )

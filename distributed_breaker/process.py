@@ -1,0 +1,64 @@
+"""What the life of a process means for a link: exits, forks, and places where no thread can run.
+
+No signal handler is installed: an application's own stay as they are.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import weakref
+from typing import Any, Protocol
+
+
+class Follower(Protocol):
+    """Something that must be closed when its process ends, and told of a fork in the child."""
+
+    def close(self) -> None: ...
+    def forked(self) -> None: ...
+
+
+_followers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def follow_process(follower: Follower) -> None:
+    """Close ``follower`` at exit, and tell it in a forked child."""
+    _followers.add(follower)
+
+
+def close_with_process(follower: Follower) -> None:
+    """Children of multiprocessing and Celery's workers skip atexit: use their own hooks."""
+    alive = weakref.ref(follower)
+
+    def close(**_: Any) -> None:
+        still = alive()
+        if still is not None:
+            still.close()
+
+    if "multiprocessing.util" in sys.modules:
+        sys.modules["multiprocessing.util"].Finalize(follower, close, exitpriority=10)
+    if "celery.signals" in sys.modules:
+        sys.modules["celery.signals"].worker_process_shutdown.connect(close, weak=False)
+
+
+def uwsgi_without_threads() -> bool:
+    """Whether this is uWSGI without --enable-threads, where threads start and never run."""
+    uwsgi = sys.modules.get("uwsgi")
+    options = getattr(uwsgi, "opt", None) or {}
+    names = {name.decode() if isinstance(name, bytes) else str(name) for name in options}
+    return uwsgi is not None and not {"enable-threads", "threads"} & names
+
+
+def _close_all() -> None:
+    for follower in list(_followers):
+        follower.close()
+
+
+def _forked() -> None:
+    for follower in list(_followers):
+        follower.forked()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forked)
