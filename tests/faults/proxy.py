@@ -64,6 +64,11 @@ class Proxy:
 
     # ------------------------------------------------------------------ what tests do
 
+    @property
+    def listening(self) -> bool:
+        """Whether it accepts connections."""
+        return self._listener is not None
+
     def fail(self, what: str, text: str, times: float = math.inf) -> Rule:
         """Answer with this error, and pass nothing on."""
         return self._add(Rule(what, "fail", times, text))
@@ -187,9 +192,11 @@ class Proxy:
 def _connected(url: str) -> socket.socket:
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(parts.path)
-        return connection
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(parts.path)
+            stack.pop_all()
+            return connection
     return socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379))
 
 

@@ -59,7 +59,8 @@ def test_a_server_that_refuses_every_command(
     proxy.seen.clear()
     until(lambda: proxy.seen["TIME"] + proxy.seen["HELLO"] >= 3, "it has tried to return")
     said = [line for line in process.do("logs") if line["level"] in ("WARNING", "ERROR")]
-    assert [line["level"] for line in said] == ["ERROR" if text in LASTING else "WARNING"]
+    levels = [line["level"] for line in said]
+    assert levels == ["ERROR" if text in LASTING else "WARNING"], said
     assert code in said[0]["text"]
     proxy.clear()
     until(lambda: not process.do("look")["degraded"], "it has returned")

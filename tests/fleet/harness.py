@@ -126,6 +126,7 @@ class Process:
         """SIGKILL; returns when the process has gone."""
         self._signal(signal.SIGKILL)
         self.wait_gone()
+        self._connection.close()
 
     def freeze(self) -> None:
         """SIGSTOP; returns when it has taken effect."""

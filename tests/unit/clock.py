@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from distributed_breaker import CircuitBreaker, CircuitBreakerOpenException, Policy
+from distributed_breaker import (
+    CircuitBreaker,
+    CircuitBreakerOpenException,
+    CircuitBreakerRegistry,
+    Policy,
+)
 
 # One failure trips it, one probe closes it, and no chance is involved.
 BRITTLE = Policy(failure_threshold=1, success_threshold=1, jitter=0.0)
 # Nothing but an operator or a Retry-After ever opens it.
 STURDY = Policy(failure_threshold=1_000_000, failure_rate=None, minimum_calls=1_000_000)
 OPEN_INTERVAL = 60.0
+# Only the run can trip it, or only the rates can.
+RUN = {"failure_rate": None, "minimum_calls": 1_000_000}
+RATE = {"failure_threshold": 1_000_000}
 
 
 class FakeClock:
@@ -102,3 +110,10 @@ def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)
+
+
+def make(**policy: Any) -> tuple[CircuitBreaker, FakeClock]:
+    """A circuit of its own, for hypothesis and for tests of one policy."""
+    clock = FakeClock()
+    registry = CircuitBreakerRegistry.from_url("memory://", clock=clock)
+    return registry.breaker("b", Policy(**{"jitter": 0.0, **policy})), clock

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry
+from distributed_breaker.store import RedisStore
 from tests.unit.clock import BRITTLE, FakeClock
+from tests.unit.fake_store import Process, Server
+from tests.unit.stub import Stub
 
 # Nothing here is timed: how long an example takes says more about the machine.
 settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -38,3 +42,33 @@ def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     defects = [r for r in caplog.get_records("call") if r.exc_info and "listener" not in r.msg]
     assert not defects, defects[0].exc_info
+
+
+@pytest.fixture
+def fake_server(clock: FakeClock) -> Server:
+    return Server(clock)
+
+
+@pytest.fixture
+def start(fake_server: Server, clock: FakeClock) -> Iterator[Callable[[], Process]]:
+    processes: list[Process] = []
+
+    def start() -> Process:
+        processes.append(Process(fake_server, clock))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.registry.close()
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with contextlib.closing(Stub()) as stub:
+        yield stub
+
+
+@pytest.fixture
+def store(stub: Stub) -> Iterator[RedisStore]:
+    with contextlib.closing(RedisStore(f"redis://127.0.0.1:{stub.port}/0", "ns")) as store:
+        yield store

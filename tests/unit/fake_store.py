@@ -10,11 +10,11 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from distributed_breaker import model
+from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry, Policy, model
 from distributed_breaker.errors import StoreError
 from distributed_breaker.model import Reply, Step
 from distributed_breaker.store import StoreDown
-from tests.unit.clock import FakeClock
+from tests.unit.clock import FakeClock, fail, refused, wait_until
 
 
 class Server:
@@ -82,7 +82,7 @@ class FakeStore:
         self.failing: StoreDown | None = None
         self.fail_next: StoreDown | None = None  # only the next batch of steps
         self.lose_replies = False
-        self.before_run: Callable[[], None] = lambda: None
+        self.before_acquire: Callable[[], None] = lambda: None
 
     def _ask(self, failing: StoreDown | None = None) -> None:
         self.server.commands += 1
@@ -90,7 +90,8 @@ class FakeStore:
             raise failing or self.failing  # type: ignore[misc]
 
     def run(self, steps: Sequence[tuple[str, Step]]) -> list[Reply | StoreError]:
-        self.before_run()
+        if any(step.op == "acquire" for _, step in steps):
+            self.before_acquire()
         failing, self.fail_next = self.fail_next or self.failing, None
         if not (failing and self.lose_replies):
             self._ask(failing)
@@ -135,3 +136,34 @@ class FakeStore:
 
     def forked(self) -> None:
         pass
+
+
+TIMEOUT = StoreDown("TIMEOUT", "no answer")
+GONE = StoreDown("CONNECTION", "refused")
+
+
+class Process:
+    def __init__(self, fake_server: Server, clock: FakeClock) -> None:
+        self.store = FakeStore(fake_server)
+        self.registry = CircuitBreakerRegistry(self.store, "test", clock)  # type: ignore[arg-type]
+
+    def breaker(self, policy: Policy | None = None, name: str = "b") -> CircuitBreaker:
+        return self.registry.breaker(name, policy)
+
+    def synced(self, policy: Policy | None = None, name: str = "b") -> CircuitBreaker:
+        """A breaker that has heard of the store."""
+        breaker = self.breaker(policy, name)
+        breaker.first_answer.result(10)
+        return breaker
+
+
+def accounts(breaker: CircuitBreaker) -> dict[str, int]:
+    account = breaker.conservation()
+    assert account["recorded"] == account["flushed"] + account["dropped"] + account["pending"]
+    return account
+
+
+def make_shared_due(breaker: CircuitBreaker, clock: FakeClock) -> None:
+    fail(breaker)
+    wait_until(lambda: breaker.snapshot().shared_state == "open" and refused(breaker))
+    clock.advance(60.0)

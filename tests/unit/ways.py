@@ -1,4 +1,4 @@
-"""Every way to protect a synchronous call, as functions that are alike."""
+"""Every way to protect a synchronous call, as functions that are alike, and what they count."""
 
 from __future__ import annotations
 
@@ -98,3 +98,18 @@ RETURNING: list[Way] = [by_decorator, by_method, by_static_method, by_class_meth
 
 every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 every_seeing_way = pytest.mark.parametrize("way", SEEING, ids=lambda way: way.__name__)
+
+
+def counts(breaker: CircuitBreaker) -> tuple[int, int]:
+    """Calls and failures in the window."""
+    window = breaker.snapshot().window
+    return window.calls, window.failures
+
+
+def totals(breaker: CircuitBreaker) -> dict[str, int]:
+    """The totals that are not zero, without times."""
+    return {
+        name: count
+        for name, count in breaker.snapshot().totals.items()
+        if count and not name.startswith(("last_", "duration_", "b"))
+    }
