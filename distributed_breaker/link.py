@@ -496,7 +496,15 @@ class Link:
         ]
         for start in range(0, len(circuits), CHUNK):
             part = circuits[start : start + CHUNK]
-            time, headers = self._store.poll([c.name for c in part])
+            try:
+                time, headers = self._store.poll([c.name for c in part])
+            except StoreDown as error:
+                if not error.loud:
+                    raise
+                # A sync asks for the same, only it costs the server more.
+                self._say_once(f"poll {error.code}", "polls are refused by the store: %s", error)
+                self._to_sync.update({c.name: c for c in part})
+                continue
             for circuit, text in zip(part, headers, strict=True):
                 if text is None:
                     self._to_sync[circuit.name] = circuit

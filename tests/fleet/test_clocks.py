@@ -26,20 +26,18 @@ def test_processes_clocks_do_not_matter(
     fleet.do("step_wall_clock", chosen, seconds=seconds)
     fleet.do("flush")
     assert fleet.states() == ["closed"] * 3
+    # It trips later than this, and so it is open for at least so long.
+    closed_until = time.monotonic()
     fleet.trip(client)
-    tripped = time.monotonic()
     fleet.do("step_wall_clock", chosen, seconds=seconds)
     looks = fleet.do("look")
-    if time.monotonic() - tripped < 1.0:
+    if time.monotonic() < closed_until + 1.4:
         assert [look["state"] for look in looks] == ["open"] * 3
-        refused = fleet.do("attempt")
-        assert all(0 < said["retry_after"] <= 1.5 for said in refused if not said["admitted"])
     assert all(look["left"] <= 1500 for look in looks)
+    refused = fleet[0].do("attempt", outcome="failure")
+    assert refused["admitted"] or 0 <= refused["retry_after"] <= 1.5
     until(lambda: fleet[0].do("begin", name="p", how="guard")["admitted"], "a probe", 20)
-    (probe,) = fleet.calls("enter")
-    began = fleet.log(client)[-2]
-    assert began["new"] == "open"
-    assert probe["at"] > tripped - 0.5 + 1.0  # never early; the trip was seen within half a second
+    assert fleet.calls("enter")[0]["at"] > closed_until + 1.49  # never early
     fleet.do("step_wall_clock", chosen, seconds=-2 * seconds)
     assert fleet.states() == ["half_open"] * 3
     assert fleet[0].do("finish", name="p") == "returned"
@@ -53,11 +51,11 @@ def test_the_stores_clock_while_closed(fleet: Fleet, client: redis.Redis, second
     fleet.start(4, {})
     fleet.do("fail", fleet.processes[:2], count=2)
     fleet.do("flush")
+    generation = fleet.stored(client).v
     fleet.do("step_store_clock", milliseconds=seconds * 1000)
     fleet.do("succeed", count=3)
     fleet.do("flush")
     assert fleet.states() == ["closed"] * 4
-    generation = fleet.stored(client).v
     assert fleet.stored(client).v == generation
     fleet.do("fail", count=2)
     fleet.until_all("open")

@@ -5,13 +5,13 @@ template: it imports everything, holds no registry, and ``fork`` makes the fleet
 it.  That costs some ms instead of the third of a second that each interpreter needs to start.
 The same command forks a process that has a registry; that is how use after fork is tested.
 
-Every method of ``Worker`` whose name begins with ``do_`` is a command.  A process ends with its
+Every method of ``Worker`` whose name begins with ``do_`` is a command; ``calls.py`` has those that
+make calls.  A process ends with its
 socket, so nothing outlives the test process.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -23,9 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import time_machine
@@ -34,21 +32,10 @@ import distributed_breaker.admission as admission
 import distributed_breaker.link as link
 import distributed_breaker.outage as outage
 import distributed_breaker.store as store
-from distributed_breaker import (
-    CircuitBreaker,
-    CircuitBreakerOpenException,
-    CircuitBreakerRegistry,
-    Policy,
-)
-from distributed_breaker.permit import Permit
+from distributed_breaker import CircuitBreakerRegistry, Policy
+from tests.fleet.calls import BrokenError, Calls
 
-BOUND = 10.0  # s that any command may take
-SHOWN = ("circuit", "probe", "local", "of")  # what is noted of an admitted call
 CONTENT = ("circuit", "old", "new", "source", "cause", "generation")
-
-
-class BrokenError(Exception):
-    """What the protected function raises when it is told to fail."""
 
 
 class Channel:
@@ -106,26 +93,8 @@ class Waits:
         return counting
 
 
-class LongCall:
-    """A guarded call that goes on until it is told how to end."""
-
-    def __init__(self) -> None:
-        self.began: Future[dict[str, Any]] = Future()  # how it was admitted, or not
-        self.told: Future[str] = Future()
-        self.ended: Future[str] = Future()  # the name of what it raised, or "returned"
-        self.task: Future[Any] | None = None  # asynchronous calls only
-
-    def end(self) -> None:
-        """Return or raise, as told."""
-        outcome = self.told.result()
-        if outcome == "failure":
-            raise BrokenError("told to fail")
-        if outcome == "interrupt":
-            raise asyncio.CancelledError
-
-
-class Worker:
-    """The commands, and what they act on."""
+class Worker(Calls):
+    """The other commands, and what they act on."""
 
     def __init__(self, address: str, ticket: str) -> None:
         self._address = address
@@ -141,12 +110,7 @@ class Worker:
         """What a forked process does not take over from its parent."""
         self._logs.lines.clear()
         self._waits.spent.clear()
-        self._long: dict[str, LongCall] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._hammers: list[threading.Thread] = []
-        self._resting = threading.Event()
-        self._counted: Counter[str] = Counter()
-        self._slowest = 0.0
+        self._begin_calls_anew()
         self._heard: list[dict[str, Any]] = []
 
     def serve(self) -> None:
@@ -269,220 +233,11 @@ class Worker:
         self.registry = CircuitBreakerRegistry.from_url(self._url, namespace)
         self.do_breaker(self._first)
 
-    def _breaker(self, circuit: str | None) -> CircuitBreaker:
-        return self.registry.breaker(circuit or self._first)
-
     def do_flush(self, timeout: float = 5.0) -> None:
         self.registry.flush(timeout)
 
     def do_close(self) -> None:
         self.registry.close()
-
-    # ------------------------------------------------------------------ calls
-
-    def _note(self, event: str, **more: Any) -> None:
-        line = {"event": event, "pid": os.getpid(), "at": time.monotonic(), **more}
-        # One write to a file opened for appending is never torn, not even by another process's.
-        os.write(self._file, json.dumps(line).encode() + b"\n")
-
-    def _calls(self, count: int, circuit: str | None, problem: str = "") -> dict[str, int]:
-        breaker = self._breaker(circuit)
-
-        def protected() -> None:
-            self._note("call", circuit=breaker.name)
-            if problem:
-                raise BrokenError(problem)
-
-        done: Counter[str] = Counter(admitted=0, rejected=0)
-        for _ in range(count):
-            try:
-                breaker.call(protected)
-            except BrokenError:
-                done["admitted"] += 1
-            except CircuitBreakerOpenException:
-                done["rejected"] += 1
-            else:
-                done["admitted"] += 1
-        return dict(done)
-
-    def do_succeed(self, count: int = 1, circuit: str | None = None) -> dict[str, int]:
-        """Make calls that succeed; says how many were admitted and rejected."""
-        return self._calls(count, circuit)
-
-    def do_fail(
-        self, count: int = 1, circuit: str | None = None, message: str = "told to fail"
-    ) -> dict[str, int]:
-        """Make calls that fail."""
-        return self._calls(count, circuit, message)
-
-    def do_attempt(
-        self, circuit: str | None = None, outcome: str = "success", asynchronous: bool = False
-    ) -> dict[str, Any]:
-        """Make one call and say in detail how it was admitted or rejected."""
-        if asynchronous:
-            return asyncio.run(self._attempt_async(self._breaker(circuit), outcome))
-        return self._attempt(self._breaker(circuit), outcome, 0.0)
-
-    def _attempt(self, breaker: CircuitBreaker, outcome: str, hold: float) -> dict[str, Any]:
-        asked = time.monotonic()
-        try:
-            with breaker.guard() as permit:
-                said = self._admitted(permit, breaker, asked)
-                if hold:
-                    time.sleep(hold)  # the call's work
-                self._note("leave", **{name: said[name] for name in SHOWN})
-                if outcome == "failure":
-                    raise BrokenError("told to fail")
-        except CircuitBreakerOpenException as error:
-            said = _rejected(error)
-        except BrokenError:
-            pass
-        return said | {"took": time.monotonic() - asked}
-
-    async def _attempt_async(self, breaker: CircuitBreaker, outcome: str) -> dict[str, Any]:
-        asked = time.monotonic()
-        try:
-            async with breaker.guard() as permit:
-                said = self._admitted(permit, breaker, asked)
-                if outcome == "failure":
-                    raise BrokenError("told to fail")
-        except CircuitBreakerOpenException as error:
-            said = _rejected(error)
-        except BrokenError:
-            pass
-        return said | {"took": time.monotonic() - asked}
-
-    def _admitted(self, permit: Permit, breaker: CircuitBreaker, asked: float) -> dict[str, Any]:
-        lease, era = permit._lease, permit._era
-        generation = lease.shared if lease is not None else era.shared if era is not None else ()
-        shown = {
-            "circuit": breaker.name,
-            "probe": permit.is_probe,
-            "local": lease is not None and lease.local is not None,
-            "of": str(generation),
-        }
-        self._note("enter", **shown, asked=asked)
-        return {"admitted": True, "state": "", "source": "", **shown}
-
-    def do_hammer(
-        self,
-        start: float = 0.0,
-        threads: int = 2,
-        outcome: str = "success",
-        hold: float = 0.0,
-        pause: float = 0.002,
-        circuit: str | None = None,
-    ) -> None:
-        """Make calls in threads, all the time, from ``start`` (monotonic s) until ``rest``."""
-        breaker = self._breaker(circuit)
-
-        def hammer() -> None:
-            while time.monotonic() < start:
-                pass  # A busy wait: all processes begin at the same moment.
-            while not self._resting.is_set():
-                said = self._attempt(breaker, outcome, hold)
-                self._slowest = max(self._slowest, said["took"] - hold)
-                self._counted["admitted" if said["admitted"] else said["source"]] += 1
-                self._resting.wait(pause)
-
-        self._resting.clear()
-        self._counted.clear()
-        self._slowest = 0.0
-        self._hammers = [threading.Thread(target=hammer, daemon=True) for _ in range(threads)]
-        for thread in self._hammers:
-            thread.start()
-
-    def do_rest(self) -> dict[str, Any]:
-        """End hammering; says what became of the calls, rejections by who decided them."""
-        self._resting.set()
-        for thread in self._hammers:
-            thread.join(BOUND)
-        return {**self._counted, "slowest": self._slowest}
-
-    # ------------------------------------------------------------------ long calls
-
-    def do_begin(self, name: str, how: str = "call", circuit: str | None = None) -> dict[str, Any]:
-        """Begin a call that goes on until ``finish``; a probe that hangs, where the circuit is
-        half open.  ``how``: ``call``, ``guard``, ``acquire``, ``async``."""
-        long = self._long[name] = LongCall()
-        breaker = self._breaker(circuit)
-        if how == "async":
-            coroutine = self._long_async(breaker, long)
-            long.task = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
-        else:
-            target = {"call": self._long_call, "guard": self._long_guard,
-                      "acquire": self._long_acquire}[how]  # fmt: skip
-            threading.Thread(target=self._run, args=(target, breaker, long), daemon=True).start()
-        return long.began.result(BOUND)
-
-    def do_finish(self, name: str, outcome: str = "success") -> str:
-        """End a long call; says what came out of it."""
-        long = self._long.pop(name)
-        long.told.set_result(outcome)
-        return long.ended.result(BOUND)
-
-    def do_cancel(self, name: str) -> str:
-        """Cancel a long call in asyncio."""
-        long = self._long.pop(name)
-        assert long.task is not None
-        long.task.cancel()
-        return long.ended.result(BOUND)
-
-    def _run(self, target: Callable[..., None], breaker: CircuitBreaker, long: LongCall) -> None:
-        try:
-            target(breaker, long)
-        except CircuitBreakerOpenException as error:
-            long.began.set_result(_rejected(error))
-        except BaseException as error:
-            long.ended.set_result(type(error).__name__)
-        else:
-            long.ended.set_result("returned")
-
-    def _long_call(self, breaker: CircuitBreaker, long: LongCall) -> None:
-        def protected() -> None:
-            self._note("enter", circuit=breaker.name)
-            long.began.set_result({"admitted": True})
-            long.end()
-
-        breaker.call(protected)
-
-    def _long_guard(self, breaker: CircuitBreaker, long: LongCall) -> None:
-        asked = time.monotonic()
-        with breaker.guard() as permit:
-            long.began.set_result(self._admitted(permit, breaker, asked))
-            long.end()
-
-    def _long_acquire(self, breaker: CircuitBreaker, long: LongCall) -> None:
-        asked = time.monotonic()
-        permit = breaker.acquire()
-        long.began.set_result(self._admitted(permit, breaker, asked))
-        try:
-            long.end()
-        except BrokenError as error:
-            permit.failure(error)
-            raise
-        permit.success()
-
-    async def _long_async(self, breaker: CircuitBreaker, long: LongCall) -> None:
-        asked = time.monotonic()
-        try:
-            async with breaker.guard() as permit:
-                long.began.set_result(self._admitted(permit, breaker, asked))
-                await asyncio.wrap_future(long.told)
-                long.end()
-        except CircuitBreakerOpenException as error:
-            long.began.set_result(_rejected(error))
-        except BaseException as error:
-            long.ended.set_result(type(error).__name__)
-            raise
-        else:
-            long.ended.set_result("returned")
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        return self._loop
 
     # ------------------------------------------------------------------ operators, health checks
 
@@ -606,11 +361,6 @@ class Worker:
 
         store.encode = encode
         store._ms = lambda answer: MS(answer) + offset
-
-
-def _rejected(error: CircuitBreakerOpenException) -> dict[str, Any]:
-    return {"admitted": False, "state": error.state, "source": error.source,
-            "retry_after": error.retry_after, "reason": error.reason}  # fmt: skip
 
 
 FORKED = object()  # The child's first line has been its ticket, so the command has no answer.

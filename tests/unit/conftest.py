@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry
+from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry, admission
 from distributed_breaker.store import RedisStore
 from tests.unit.clock import BRITTLE, FakeClock
 from tests.unit.fake_store import Process, Server
@@ -50,7 +50,12 @@ def fake_server(clock: FakeClock) -> Server:
 
 
 @pytest.fixture
-def start(fake_server: Server, clock: FakeClock) -> Iterator[Callable[[], Process]]:
+def start(
+    fake_server: Server, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], Process]]:
+    """Starts another process that shares the store."""
+    # On a busy machine an answer may take longer than users would wait for it.
+    monkeypatch.setattr(admission, "FIRST_ANSWER", 20.0)
     processes: list[Process] = []
 
     def start() -> Process:

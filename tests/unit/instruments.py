@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections import Counter
@@ -49,11 +50,14 @@ def profiled() -> Iterator[Counter[str]]:
         if event == "c_call":
             calls[argument.__name__] += 1
 
+    # The collector may run in this thread at any moment and close what other tests have left.
+    gc.disable()
     sys.setprofile(note)
     try:
         yield calls
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 FORBIDDEN = {
