@@ -121,6 +121,21 @@ def test_a_grant_that_comes_late_is_given_back(
     until(lambda: other.do("look")["state"] == "closed", "recovery")
 
 
+def test_a_grant_that_has_expired_on_its_way_starts_no_probe(
+    fleet: Fleet, client: redis.Redis, proxy: Proxy
+) -> None:
+    """R1: without it two probes could run on one permit."""
+    policy = {"open_interval": 0.2, "success_threshold": 1, "permit_lease": 0.05}
+    slow, quick = fleet.start(1, policy, url=proxy.url) + fleet.start(1, policy)
+    fleet.trip(client)
+    proxy.latency = 0.1
+    until(lambda: slow.do("attempt") and proxy.seen["acquire"] >= 3, "acquires")
+    assert not fleet.calls("enter")
+    assert not slow.do("look")["degraded"]
+    until(lambda: quick.do("attempt")["admitted"], "a probe of the other process")
+    until(lambda: slow.do("look")["state"] == "closed", "recovery")
+
+
 def test_only_one_acquire_is_under_way(fleet: Fleet, client: redis.Redis, proxy: Proxy) -> None:
     """R3: the other calls of the process are rejected meanwhile, and do not wait."""
     fleet.start(1, {"open_interval": 0.2}, url=proxy.url)

@@ -125,11 +125,27 @@ class Calls:
             pass
         return said | {"took": time.monotonic() - asked}
 
-    async def _attempt_async(self, breaker: CircuitBreaker, outcome: str) -> dict[str, Any]:
+    def do_attempt_many(
+        self, count: int, outcome: str = "success", hold: float = 0.0, circuit: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The same as tasks of one event loop, all at once."""
+
+        async def attempt() -> list[dict[str, Any]]:
+            breaker = self._breaker(circuit)
+            tasks = [self._attempt_async(breaker, outcome, hold) for _ in range(count)]
+            return list(await asyncio.gather(*tasks))
+
+        return asyncio.run(attempt())
+
+    async def _attempt_async(
+        self, breaker: CircuitBreaker, outcome: str, hold: float = 0.0
+    ) -> dict[str, Any]:
         asked = time.monotonic()
         try:
             async with breaker.guard() as permit:
                 said = self._admitted(permit, breaker, asked)
+                if hold:
+                    await asyncio.sleep(hold)  # the call's work
                 if outcome == "failure":
                     raise BrokenError("told to fail")
         except CircuitBreakerOpenException as error:

@@ -56,6 +56,16 @@ def test_a_cold_start_of_many_at_once(fleet: Fleet, client: redis.Redis) -> None
         assert max(waits, default=0) < 0.3 + 1.0
 
 
+def test_a_cold_start_of_many_tasks_at_once(fleet: Fleet, client: redis.Redis) -> None:
+    fleet.start(2, {})
+    fleet.trip(client)
+    newcomers = fleet.start(4, blank=True)
+    for said in fleet.open(newcomers, {}, first="attempt_many", count=100):
+        assert {(s["admitted"], s["source"]) for s in said} == {(False, "shared")}
+        assert max(s["took"] for s in said) < 0.3 + 2.0
+    assert not fleet.calls("enter")
+
+
 def test_it_gets_no_permit_when_all_are_out(fleet: Fleet, client: redis.Redis) -> None:
     fleet.start(2, {"open_interval": 0.2, "half_open_permits": 1})
     fleet.trip(client)

@@ -43,6 +43,20 @@ def test_when_the_interval_ends_no_more_probes_run_than_there_are_permits(
     assert max(admitted.values()) <= permits
 
 
+def test_many_tasks_of_one_loop_are_no_more_probes_than_permits(
+    fleet: Fleet, client: redis.Redis
+) -> None:
+    fleet.start(4, {"open_interval": 0.2, "half_open_permits": 2})
+    fleet.trip(client)
+
+    def admitted() -> Counter[str]:
+        fleet.do("attempt_many", count=40, outcome="failure", hold=0.02)
+        return Counter(call["of"] for call in fleet.calls("enter"))
+
+    until(lambda: len(admitted()) >= 3, "three half-open periods")
+    assert max(admitted().values()) <= 2
+
+
 def test_many_probes_in_turn_are_never_more_at_once_than_permits(
     fleet: Fleet, client: redis.Redis
 ) -> None:

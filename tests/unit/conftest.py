@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry, admission
+from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry, address, admission
 from distributed_breaker.store import RedisStore
 from tests.unit.clock import BRITTLE, FakeClock
 from tests.unit.fake_store import Process, Server
@@ -68,7 +68,14 @@ def start(
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
+def patience() -> float:
+    """Seconds that a store waits for the stub, which may be slow on a busy machine."""
+    return 10.0
+
+
+@pytest.fixture
+def stub(patience: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    monkeypatch.setattr(address, "READ_TIMEOUT", patience)
     with contextlib.closing(Stub()) as stub:
         yield stub
 

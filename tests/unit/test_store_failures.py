@@ -131,6 +131,16 @@ def test_after_a_lost_connection_the_next_step_opens_another(stub: Stub, store: 
     assert run_one(store) == REPLY
 
 
+def test_a_dead_server_costs_little() -> None:
+    """Seconds for a connection and for an answer, and nothing is tried twice behind our back."""
+    with contextlib.closing(RedisStore("redis://localhost", "ns")) as store:
+        settings = store._client_of().connection_pool.connection_kwargs
+    assert settings["socket_connect_timeout"] == 0.5
+    assert settings["socket_timeout"] == 0.25
+    assert settings["retry"].get_retries() == 0
+
+
+@pytest.mark.parametrize("patience", [0.5])
 def test_silence_is_a_timeout_and_sends_nothing_again(stub: Stub, store: RedisStore) -> None:
     stub.answers["EVALSHA"] = None
     failure = down(lambda: run_one(store))
@@ -138,6 +148,7 @@ def test_silence_is_a_timeout_and_sends_nothing_again(stub: Stub, store: RedisSt
     assert stub.seen("EVALSHA") == ["EVALSHA"]
 
 
+@pytest.mark.parametrize("patience", [0.5])
 def test_a_late_answer_never_answers_the_next_step(stub: Stub, store: RedisStore) -> None:
     """An exception in mid-command closes the socket (redis-py #2624)."""
     stub.answers["EVALSHA"] = None
@@ -146,6 +157,7 @@ def test_a_late_answer_never_answers_the_next_step(stub: Stub, store: RedisStore
     with contextlib.suppress(OSError):
         late.sendall(array(*ANSWER[:5], "late", *ANSWER[6:]))
     stub.answers["EVALSHA"] = array(*ANSWER)
+    store._client.connection_pool.connection_kwargs["socket_timeout"] = 10.0
     assert run_one(store) == REPLY
     assert len(stub.connections) == 2
 
