@@ -39,7 +39,7 @@ def test_processes_clocks_do_not_matter(
     until(lambda: fleet[0].do("begin", name="p", how="guard")["admitted"], "a probe", 20)
     assert fleet.calls("enter")[0]["at"] > closed_until + 1.49  # never early
     fleet.do("step_wall_clock", chosen, seconds=-2 * seconds)
-    assert fleet.states() == ["half_open"] * 3
+    fleet.until_all("half_open")
     assert fleet[0].do("finish", name="p") == "returned"
     for number in (1, 2):
         until(lambda n=number: fleet[n].do("attempt")["admitted"], "a probe")
