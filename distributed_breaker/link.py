@@ -109,6 +109,7 @@ class Link:
         self._next_tick = 0
         self._next_poll = 0
         self._poll_all = False
+        self._poll_refused = False  # the last poll was, and the store has not gone since
         self.impatient = False  # a first answer did not come in time: nobody waits for one again
         self._no_threads = False
         self._random = random.Random()
@@ -501,8 +502,11 @@ class Link:
             except StoreDown as error:
                 if not error.loud:
                     raise
-                # A sync asks for the same, only it costs the server more.
-                self._say_once(f"poll {error.code}", "polls are refused by the store: %s", error)
+                # A sync asks for the same, only it costs the server more.  If that is refused too,
+                # it says so; if it is not, the next refused poll does.
+                if self._poll_refused:
+                    self._say_once("poll", "polls are refused by the store: %s", error)
+                self._poll_refused = True
                 self._to_sync.update({c.name: c for c in part})
                 continue
             for circuit, text in zip(part, headers, strict=True):
@@ -579,6 +583,7 @@ class Link:
 
     def _go_down(self, code: str, error: Exception | None = None, *, quiet: bool = False) -> None:
         self._up.clear()
+        self._poll_refused = False
         if not self._outage.begin(code, self._clock.ms()):
             return
         if code in NEEDS_OPERATOR:
