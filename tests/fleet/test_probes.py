@@ -174,8 +174,8 @@ def test_one_failure_reopens_it_for_all(fleet: Fleet, client: redis.Redis) -> No
     until(lambda: fleet[0].do("attempt")["admitted"], "a first success")
     until(lambda: fleet[1].do("attempt")["admitted"], "a second success")
     fleet.until_all("half_open")
+    until(lambda: fleet.stored(client).successes == 2, "both have been settled")
     before = fleet.stored(client)
-    assert before.successes == 2
     until(lambda: fleet[2].do("attempt", outcome="failure")["admitted"], "the third fails")
     fleet.until_all("open")
     after = fleet.stored(client)
