@@ -22,14 +22,17 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def fleet_of(nursery: Nursery, namespace: str, tmp_path: Path) -> Iterator[Callable[[str], Fleet]]:
-    """Make a fleet whose store has the given URL."""
+def fleet_of(
+    request: pytest.FixtureRequest, nursery: Nursery, namespace: str, tmp_path: Path
+) -> Iterator[Callable[[str], Fleet]]:
+    """Make a fleet whose store has the given URL.  A module's ``ADJUST`` gives other values to the
+    library's constants."""
     with contextlib.ExitStack() as stack:
 
         def make(url: str) -> Fleet:
             fleet = Fleet(nursery, url, namespace, tmp_path)
             # Many tests wait for a return, and none for how long that takes when an outage is long.
-            fleet.hurry = {"LONGEST_RETRY": 300}
+            fleet.adjust = {"LONGEST_RETRY": 300, **getattr(request.module, "ADJUST", {})}
             stack.callback(fleet.end)
             return fleet
 

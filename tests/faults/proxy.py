@@ -78,7 +78,8 @@ class Proxy:
         return self._add(Rule(what, "cut", times))
 
     def hold(self, what: str, times: float = math.inf) -> Rule:
-        """Pass it on and keep the answer back until the rule is released."""
+        """Pass it on and keep the answer back until the rule is released.  A subscription begins
+        only then."""
         return self._add(Rule(what, "hold", times))
 
     def clear(self) -> None:
@@ -166,11 +167,14 @@ class Proxy:
                 continue
             if self.latency:
                 time.sleep(self.latency)
-            server.sendall(command)
             if names[0] == "SUBSCRIBE":
+                if rule is not None and rule.action == "hold":
+                    rule.released.wait(LONGEST)
+                server.sendall(command)
                 threading.Thread(target=self._push, args=(answered, client), daemon=True).start()
                 while True:
                     server.sendall(read_frame(asked))
+            server.sendall(command)
             answer = read_frame(answered)
             if rule is not None and rule.action == "cut":
                 client.shutdown(socket.SHUT_RDWR)

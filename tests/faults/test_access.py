@@ -14,9 +14,10 @@ import pytest
 from scripts import servers
 from scripts.servers import Server, ServerError
 from tests.faults.proxy import stub
-from tests.fleet.harness import CIRCUIT, Fleet, client_of, until
+from tests.fleet.harness import CIRCUIT, PATIENT, Fleet, client_of, until
 
 SECRET = "s3cret-pa55"
+ADJUST = PATIENT
 USER = "u5er-name"
 
 
@@ -115,11 +116,13 @@ def test_tls_to_a_stranger(encrypted: tuple[Server, int], fleet_of: Callable[[st
         assert client.dbsize() == 0
 
 
+@pytest.mark.servers("valkey")
 def test_tls_to_a_server_that_speaks_none(
     server: Server, own_server: Callable[..., Server], fleet_of: Callable[[str], Fleet]
 ) -> None:
     plain = own_server(tcp=True)
     fleet = fleet_of(plain.url.replace("redis://", f"rediss://{USER}:{SECRET}@"))
+    fleet.adjust = {}  # Nobody answers, so patience would only cost time.
     (process,) = fleet.start(1, blank=True)
     (said,) = fleet.open([process], {}, first="attempt")
     assert said["admitted"]

@@ -90,6 +90,23 @@ def test_a_server_that_refuses_only_to_write(
     fleet.until_agreed(client)
 
 
+def test_what_is_pushed_holds_also_while_steps_are_refused(
+    fleet: Fleet, client: redis.Redis, proxy: Proxy
+) -> None:
+    """C7: degraded, but not deaf."""
+    deaf, other = fleet.start(1, {}, url=proxy.url) + fleet.start(1, {})
+    until(lambda: proxy.seen["SUBSCRIBE"], "it subscribes")
+    proxy.fail("report", PASSING[1])
+    deaf.do("fail")
+    until(lambda: deaf.do("look")["degraded"], "it is degraded")
+    assert deaf.do("attempt")["admitted"]
+    other.do("fail", count=5)
+    until(lambda: other.do("look")["shared"] == "open", "the trip")
+    until(lambda: not deaf.do("attempt")["admitted"], "the push")
+    assert deaf.do("look")["degraded"]
+    assert deaf.do("attempt")["source"] == "shared"
+
+
 @pytest.mark.servers("valkey", "redis8")
 @pytest.mark.parametrize("first", ["closed", "open"])
 def test_the_primary_becomes_a_replica(

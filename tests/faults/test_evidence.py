@@ -9,9 +9,10 @@ import pytest
 import redis
 
 from tests.faults.proxy import Proxy
-from tests.fleet.harness import Fleet, Process, until
+from tests.fleet.harness import PATIENT, Fleet, Process, until
 
 pytestmark = pytest.mark.servers("valkey")
+ADJUST = PATIENT
 
 # What depends on the server most runs on both.
 BOTH = pytest.mark.servers("valkey", "redis8")

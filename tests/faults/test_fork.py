@@ -7,9 +7,10 @@ import redis
 
 from scripts.servers import Server
 from tests.faults.proxy import Proxy
-from tests.fleet.harness import CIRCUIT, Fleet, Process, until
+from tests.fleet.harness import CIRCUIT, PATIENT, Fleet, Process, until
 
 pytestmark = pytest.mark.servers("valkey")
+ADJUST = PATIENT
 
 WAYS = pytest.mark.parametrize("how", ["os", "multiprocessing"])
 

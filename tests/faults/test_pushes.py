@@ -6,9 +6,10 @@ import pytest
 import redis
 
 from tests.faults.proxy import Proxy
-from tests.fleet.harness import Fleet, until
+from tests.fleet.harness import PATIENT, Fleet, until
 
 pytestmark = pytest.mark.servers("valkey")
+ADJUST = PATIENT
 
 # What depends on the server most runs on both.
 BOTH = pytest.mark.servers("valkey", "redis8")
@@ -45,6 +46,20 @@ def test_killed_subscriptions_come_back_and_what_was_missed_is_read(
     assert not any(look["degraded"] for look in fleet.do("look"))
     logged = [line for lines in fleet.do("logs") for line in lines if line["level"] == "ERROR"]
     assert logged == []
+
+
+def test_what_happened_before_the_subscription_is_read(
+    fleet: Fleet, client: redis.Redis, proxy: Proxy
+) -> None:
+    """R9: between the first sync and the subscription there is a gap."""
+    held = proxy.hold("SUBSCRIBE", times=1)
+    (late,) = fleet.start(1, {}, url=proxy.url, POLL=600_000)
+    (other,) = fleet.start(1, {})
+    until(lambda: held.hits, "it is about to subscribe")
+    assert other.do("operate", step="force_open") == ""
+    assert late.do("look")["state"] == "closed"
+    held.release()
+    until(lambda: late.do("look")["state"] == "forced_open", "it is read")
 
 
 def test_a_push_that_vanishes_is_healed_by_the_poll(

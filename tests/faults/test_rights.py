@@ -9,9 +9,10 @@ import pytest
 import redis
 
 from scripts.servers import Server
-from tests.fleet.harness import CIRCUIT, Fleet, Process, client_of, until
+from tests.fleet.harness import CIRCUIT, PATIENT, Fleet, Process, client_of, until
 
 pytestmark = pytest.mark.servers("valkey", "redis8")
+ADJUST = PATIENT
 
 # What lua/README.md (section 14) tells people to grant.
 RIGHTS = (

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from scripts.servers import Server
-from tests.fleet.harness import Fleet, Nursery, client_of
+from tests.fleet.harness import PATIENT, Fleet, Nursery, client_of
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,7 @@ def fleet_of(nursery: Nursery, namespace: str, tmp_path: Path) -> Iterator[Calla
 
         def make(url: str) -> Fleet:
             fleet = Fleet(nursery, url, namespace, tmp_path)
+            fleet.adjust = dict(PATIENT)
             stack.callback(fleet.end)
             return fleet
 

@@ -45,6 +45,9 @@ POLICY: dict[str, Any] = {
     "quorum": 2,
 }
 
+# Where no fault of the store is what a test is about, a busy machine must not look like one.
+PATIENT = {"READ_TIMEOUT": 10.0, "CONNECT_TIMEOUT": 10.0, "FIRST_ANSWER": 10.0}
+
 T = TypeVar("T")
 
 
@@ -221,7 +224,7 @@ class Fleet:
         self.namespace = namespace
         self._noted = folder / "calls"
         self.processes: list[Process] = []
-        self.hurry: dict[str, int] = {}
+        self.adjust: dict[str, float] = {}
 
     def __getitem__(self, index: int) -> Process:
         return self.processes[index]
@@ -238,7 +241,7 @@ class Fleet:
         url: str = "",
         blank: bool = False,
         synced: bool = True,
-        **hurry: int,
+        **adjust: float,
     ) -> list[Process]:
         """Start processes, each with a registry and a breaker.
 
@@ -249,11 +252,11 @@ class Fleet:
             url: for processes that reach the store by another way than the others.
             blank: without a registry; ``open`` makes it later.
             synced: return only when each has heard from the store.
-            hurry: waits of the link to shorten, in ms; more of them than ``self.hurry``.
+            adjust: other values for the library's constants, beside those in ``self.adjust``.
         """
         made = self._nursery.make(count)
         self.processes += made
-        self.do("hurry", made, **{**self.hurry, **hurry})
+        self.do("adjust", made, **{**self.adjust, **adjust})
         if not blank:
             self.open(made, policy, circuit=circuit, url=url)
             if synced:

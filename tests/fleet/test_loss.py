@@ -52,6 +52,7 @@ def test_flushall_without_any_traffic(fleet: Fleet, client: redis.Redis) -> None
     """The poll finds it out."""
     fleet.start(3, {})
     fleet.trip(client)
+    fleet.do("flush")  # Later reports would find it out too.
     client.flushall()
     until(lambda: (c := fleet.found(client)) is not None and c.state == "open", "it is restored")
     fleet.until_agreed(client)
@@ -62,7 +63,7 @@ def test_flushall_without_any_traffic(fleet: Fleet, client: redis.Redis) -> None
 @pytest.mark.parametrize("state", ["closed", "open"])
 def test_a_key_that_was_evicted(fleet: Fleet, client: redis.Redis, state: str) -> None:
     """The loss of a key at any moment is harmless, and concerns no other circuit."""
-    fleet.start(3, {})
+    fleet.start(3, {}, POLL=300, SLOW_FLUSH=300)
     fleet.do("breaker", circuit="other", policy=None)
     fleet.do("succeed", circuit="other")
     fleet.do("flush")

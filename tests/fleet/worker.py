@@ -29,8 +29,6 @@ from typing import Any
 import time_machine
 
 import distributed_breaker.admission as admission
-import distributed_breaker.link as link
-import distributed_breaker.outage as outage
 import distributed_breaker.store as store
 from distributed_breaker import CircuitBreakerRegistry, Policy
 from tests.fleet.calls import BrokenError, Calls
@@ -181,12 +179,13 @@ class Worker(Calls):
             kind = refuse if how == "refused" else only_one
             threading.Thread.start = kind  # type: ignore[method-assign]
 
-    def do_hurry(self, **milliseconds: int) -> None:
-        """Shorten some of the link's waits: POLL, SLOW_FLUSH, BROKEN_RETRY, LONGEST_RETRY."""
-        for name, value in milliseconds.items():
-            holder = link if hasattr(link, name) else outage
-            assert hasattr(holder, name)
-            setattr(holder, name, value)
+    def do_adjust(self, **values: float) -> None:
+        """Give other values to constants of the library: POLL (ms), READ_TIMEOUT (s), …"""
+        for name, value in values.items():
+            holders = [m for m in LIBRARY if hasattr(m, name)]
+            assert holders, f"the library has no {name} any more"
+            for module in holders:
+                setattr(module, name, value)
 
     def do_with_threads(self) -> None:
         """Threads can be started again."""
@@ -364,6 +363,7 @@ class Worker(Calls):
 
 
 FORKED = object()  # The child's first line has been its ticket, so the command has no answer.
+LIBRARY = [m for name, m in sys.modules.items() if name.startswith("distributed_breaker.")]
 START, RUN = threading.Thread.start, threading.Thread.run
 ENCODE = store.encode
 MS = store._ms
