@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+# Codes that retrying cannot mend: an operator must, so they are logged loudly, once.
+NEEDS_OPERATOR = frozenset(
+    {
+        "NOPERM",
+        "NOAUTH",
+        "WRONGPASS",
+        "WRONGTYPE",
+        "CBSCHEMA",
+        "CBCORRUPT",
+        "CBARG",
+        "CBOLD",
+        "CBREFUSED",
+        "CBANSWER",
+        "ERR",
+    }
+)
+
 
 class CircuitBreakerOpenException(Exception):
     """A call was refused because its circuit does not admit it.
@@ -65,3 +82,19 @@ class StoreError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.code = message.split(" ", 1)[0]
+
+
+class StoreDown(Exception):
+    """The store as a whole cannot serve.
+
+    Attributes:
+        code: ``"TIMEOUT"``, ``"CONNECTION"``, or the first word of the server's error.
+        timeout: the store did not answer in time, so it is unknown what it has carried out.
+        loud: an operator must act; retrying alone will not help.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.timeout = code == "TIMEOUT"
+        self.loud = code in NEEDS_OPERATOR

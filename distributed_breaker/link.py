@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import model
-from .errors import StoreError, StoreUnavailable
+from .errors import NEEDS_OPERATOR, StoreDown, StoreError, StoreUnavailable
 from .linked import FAST_FLUSH, SLOW_FLUSH, Clock, LinkedCircuit
 from .model import Reply, Step
 from .outage import Outage
 from .process import close_with_process, follow_process, uwsgi_without_threads
-from .store import NEEDS_OPERATOR, StoreDown, Subscription
+from .store import Subscription
 from .workers import start_thread
 
 POLL = 2_000  # ms between polls, in case a push was lost

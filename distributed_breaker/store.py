@@ -21,45 +21,13 @@ from urllib.parse import urlsplit
 import redis
 
 from .address import client_factory
-from .errors import StoreError
+from .errors import StoreDown, StoreError
 from .model import Reply, Run, Step
 
 OLDEST = (6, 2)
 
 # Codes that concern one key; every other error concerns the whole store.
 OF_ONE_KEY = frozenset({"WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "CBARG", "ERR"})
-# Codes that retrying cannot mend: an operator must, so they are logged loudly, once.
-NEEDS_OPERATOR = frozenset(
-    {
-        "NOPERM",
-        "NOAUTH",
-        "WRONGPASS",
-        "WRONGTYPE",
-        "CBSCHEMA",
-        "CBCORRUPT",
-        "CBARG",
-        "CBOLD",
-        "CBREFUSED",
-        "CBANSWER",
-        "ERR",
-    }
-)
-
-
-class StoreDown(Exception):
-    """The store as a whole cannot serve.
-
-    Attributes:
-        code: ``"TIMEOUT"``, ``"CONNECTION"``, or the first word of the server's error.
-        timeout: the store did not answer in time, so it is unknown what it has carried out.
-        loud: an operator must act; retrying alone will not help.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.timeout = code == "TIMEOUT"
-        self.loud = code in NEEDS_OPERATOR
 
 
 class Subscription(Protocol):

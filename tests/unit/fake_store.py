@@ -11,9 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry, Policy, model
-from distributed_breaker.errors import StoreError
+from distributed_breaker.errors import StoreDown, StoreError
 from distributed_breaker.model import Reply, Step
-from distributed_breaker.store import StoreDown
 from tests.unit.clock import FakeClock, fail, refused, wait_until
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from distributed_breaker import Policy
-from distributed_breaker.errors import StoreError
+from distributed_breaker.errors import StoreDown, StoreError
 from distributed_breaker.model import Reply, Step
-from distributed_breaker.store import RedisStore, StoreDown
+from distributed_breaker.store import RedisStore
 
 HEADER = "1 1764000012000 1a2b3c4d open 1764000012000 60613 0 0 - 2 run"
 ANSWER = (HEADER, "1764000012345", "60268", "closed", "run", "ok", "0", "", "")

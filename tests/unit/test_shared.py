@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from distributed_breaker import CircuitBreakerOpenException, Policy, StoreUnavailable, Transition
-from distributed_breaker.store import StoreDown
+from distributed_breaker.errors import StoreDown
 from tests.unit.clock import (
     BRITTLE,
     STURDY,

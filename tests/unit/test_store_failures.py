@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_breaker.errors import StoreError
-from distributed_breaker.store import RedisStore, StoreDown
+from distributed_breaker.errors import StoreDown, StoreError
+from distributed_breaker.store import RedisStore
 from tests.unit.clock import wait_until
 from tests.unit.stub import ANSWER, REPLY, Stub, array, bulk, down, error, hello, run_one, sync
 
