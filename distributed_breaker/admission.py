@@ -7,7 +7,6 @@ The rules are written once, as a generator of futures to wait for; ``admit`` dri
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from . import model
 from .errors import StoreUnavailable
-from .link import FIRST_ANSWER, Link, Request
+from .link import Link
 from .model import Reply
 from .permit import Lease, Permit, rides
+from .session import FIRST_ANSWER, Request
 from .shadow import Decision
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, 
         elif decision.action == "refuse":
             raise breaker.refusal(decision)
         elif decision.action == "probe":
-            token = _token()
+            token = breaker.new_token()
             decision, local, shared = breaker.acquire_locally(token)
             if decision.action == "probe":
                 return Permit()._begin(breaker, None, Lease(token, local, shared))
@@ -94,7 +94,7 @@ def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, 
 def _ask(breaker: CircuitBreaker, decision: Decision) -> Generator[Wait, Any, Permit | None]:
     """Ask the store for a permit; None when somebody else must decide again."""
     link = cast(Link, breaker._link)
-    token = _token()
+    token = breaker.new_token()
     future = link.submit(Request("acquire", breaker, {"op": "acquire", "token": token}))
     try:
         answer = yield future, True
@@ -170,7 +170,3 @@ def _too_late(timeout: float) -> StoreUnavailable:
     return StoreUnavailable(
         f"no answer from the store within {timeout:g} s: it is unknown whether it was carried out"
     )
-
-
-def _token() -> str:
-    return os.urandom(8).hex()

@@ -22,10 +22,11 @@ from . import model
 from .admission import admit, admit_async, result, result_async, wait, wait_async
 from .decorate import decorate
 from .errors import CircuitBreakerOpenException, StoreError
-from .link import Link, Request
+from .link import Link
 from .linked import FULL, Clock, LinkedCircuit, Refusal, Transition, refusal_of
 from .permit import CheckGuard, Guard, Permit, held, rides
 from .policy import Outcome, Policy, State, check_number
+from .session import Request
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import OwnView, Snapshot, snapshot_of
 from .workers import Dispatcher, HealthCheck

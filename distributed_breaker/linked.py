@@ -176,6 +176,10 @@ class LinkedCircuit:
             now = self._shadow.decide(self._clock.ms())
         return now if now.action == "refuse" else decision._replace(reason="all permits are out")
 
+    def new_token(self) -> str:
+        """A name for one permit that no other permit of the fleet has."""
+        return self._shadow.new_token()
+
     def acquire_locally(self, token: str) -> tuple[Decision, Generation, Generation]:
         """Take a permit of the local machine: the decision, its generation and the shared one."""
         with self._turn:

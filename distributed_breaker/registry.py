@@ -15,10 +15,11 @@ from typing import Any
 from .admission import result, result_async
 from .breaker import CircuitBreaker, stored_circuit
 from .errors import StoreError, StoreUnavailable
-from .link import Link, Request
+from .link import Link
 from .linked import SYSTEM_CLOCK, Clock, LinkedCircuit
 from .policy import Policy, check_circuit, check_namespace
 from .process import follow_process
+from .session import Request
 from .shadow import Shadow
 from .snapshot import Snapshot, snapshot_of
 from .store import RedisStore

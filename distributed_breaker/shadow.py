@@ -349,6 +349,10 @@ class Shadow:
             return Decision("refuse", State.HALF_OPEN, source, until, "all permits are out")
         return Decision("probe", State.HALF_OPEN, source)
 
+    def new_token(self) -> str:
+        """16 random hexadecimal digits: the name of one permit."""
+        return self._nonce() + self._nonce()
+
     def local_acquire(self, token: str, now: int) -> Reply:
         """Ask the local machine for a permit."""
         return self._local_step("acquire", now, token=token)
