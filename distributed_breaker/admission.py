@@ -128,10 +128,15 @@ def wait(future: Future[Any], owned: bool) -> Any:
     try:
         return future.result(FIRST_ANSWER)
     except FutureTimeout:
-        # An answer at the last moment is taken: the link believes that it was delivered.
-        return _answer(future) if owned and not future.cancel() else None
+        return given_up(future, owned)
     except StoreUnavailable:
         return None
+
+
+def given_up(future: Future[Any], owned: bool) -> Any:
+    """What there is when the time is over.  An answer at the last moment is taken: the session
+    believes that it was delivered."""
+    return _answer(future) if owned and not future.cancel() else None
 
 
 async def wait_async(future: Future[Any], owned: bool) -> Any:

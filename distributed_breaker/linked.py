@@ -301,7 +301,7 @@ class LinkedCircuit:
                 self._refresh(self._clock.ms())
 
     def settle_done(self, acknowledged: bool) -> None:
-        """A settle was acknowledged, or given up at the end of its lease."""
+        """A settle was counted; or nobody knows whether it was, or it was given up."""
         with self._turn:
             self._handed -= 1
             if acknowledged:
@@ -309,6 +309,12 @@ class LinkedCircuit:
             else:
                 self._shadow.dropped += 1
                 self._shadow.deltas["dropped"] += 1
+
+    def settled_late(self, step: Step) -> None:
+        """A settle came too late and was counted nowhere: it is reported as a late outcome."""
+        with self._turn:
+            self._handed -= 1
+            self._shadow.late(step.kind, step.deltas)
 
     def settle_begun(self) -> None:
         """A probe's outcome was recorded and waits for its settle to be acknowledged."""
@@ -366,6 +372,7 @@ class LinkedCircuit:
             era.take()
         self._rejections.clear()
         self.nudged = False
+        self.broken = ""
         if self.check is not None:
             self.check.forked()
         if shadow.alone:
@@ -434,6 +441,11 @@ class LinkedCircuit:
             or self._rejections
             or (era is not None and era.tally)
         )
+
+    @property
+    def has_late(self) -> bool:
+        """Whether there are outcomes that can only count as late."""
+        return bool(self._shadow.stale)
 
     def flush_due(self, now: int) -> bool:
         """Whether outcomes that can wait have waited long enough."""

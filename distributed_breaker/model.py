@@ -91,7 +91,6 @@ class Step:
     token: str = "-"
     kind: str = "i"
     open_for: int = 0
-    retry: bool = False
     ttl: int = -1
     detail: str = ""
 
@@ -678,16 +677,13 @@ def acquire(x: Context, c: Circuit) -> tuple[str, int]:
 def settle(x: Context, c: Circuit) -> tuple[str, int]:
     """S5, S6: a token counts once, in its own generation.
 
-    One failure or slow probe reopens.  A repeated settle that finds no token was most likely
-    carried out before: it is not counted again.
+    One failure or slow probe reopens.  A settle that finds no permit changes nothing, totals
+    included: it may have been carried out before, and only its client knows whether it was sent
+    once.
     """
     kind, p = x.step.kind, x.policy
     mine = [s for s in c.slots if s.token == x.step.token]
     if (c.v, c.nonce) != x.step.era or c.state != "half_open" or not mine:
-        if not x.step.retry:
-            add_deltas(x, c)
-            count_totals(x, c, kind, 1)
-            c.totals[INDEX["late"]] += 1
         return "stale", 0
     c.slots = [s for s in c.slots if s.token != x.step.token]
     add_deltas(x, c)

@@ -52,7 +52,8 @@ class Request:
     """Something that a caller waits for: a step on one circuit, a flush, or any look at the store.
 
     ``future`` gets (reply, ms at which the step was sent), or the look's result.  A settle is kept
-    until ``expires`` (ms), the end of its lease; everything else fails with the store.
+    until ``expires`` (ms), the end of its lease, and sent ``again``; everything else fails with the
+    store.
     """
 
     kind: str  # "acquire", "settle", "cancel", "operate", "flush", "look"
@@ -60,6 +61,7 @@ class Request:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the step, its op included
     look: Callable[[], Any] | None = None
     expires: int = 0
+    again: bool = False
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -195,7 +197,7 @@ class Session:
             return min(self._outage.look_at, self._next_tick)
         if self._requests or self._urgent or self._to_sync or self._poll_all:
             return 0
-        return self._next_tick
+        return min(self._next_tick, self._next_poll)
 
     def round(self) -> Asks:
         """All that is to be said now."""
@@ -304,7 +306,9 @@ class Session:
             if self._to_remember:
                 yield from self._remember()
             for r in requests:
-                if r.kind == "flush":
+                if r.kind == "flush" and any(c.has_late for c, _, asked in steps if asked):
+                    self._requests.append(r)  # a settle came too late: its outcome goes first
+                elif r.kind == "flush":
                     self._flushed(r)
                 elif r.kind == "look" and r.look is not None:
                     yield from self._look(r.future, r.look)
@@ -370,8 +374,11 @@ class Session:
             self._say_once(refused, "an after-effect was refused by the store: %s", refused)
         if request is None:
             return
-        if request.kind == "settle":
-            circuit.settle_done(True)
+        if request.kind == "settle" and reply.verdict == "stale" and not request.again:
+            circuit.settled_late(step)
+        elif request.kind == "settle":
+            # R5: stale to a repeated one: perhaps an earlier one was counted, perhaps none.
+            circuit.settle_done(reply.verdict == "ok")
         abandoned = not _resolve(request.future, (reply, sent))
         if abandoned and request.kind == "acquire" and reply.verdict == "grant":
             # R2: the caller has stopped waiting, so its permit goes back.
@@ -400,7 +407,7 @@ class Session:
         if request is None:
             return
         if request.kind == "settle":
-            request.arguments["retry"] = True
+            request.again = True
             self._requests.append(request)
             return
         if step.op == "acquire":
@@ -418,10 +425,11 @@ class Session:
 
     def _poll(self, now: int) -> Asks:
         everything, self._poll_all = self._poll_all, False
-        self._next_poll = now + POLL
-        circuits = [
-            c for c in list(self._circuits.values()) if everything or now - c.heard >= POLL - 100
-        ]
+        held = list(self._circuits.values())
+        circuits = [c for c in held if everything or now - c.heard >= POLL // 2]
+        # No mirror gets older than POLL, and none is polled more often than twice in that time.
+        younger = (c.heard for c in held if now - c.heard < POLL // 2)
+        self._next_poll = min(younger, default=now) + POLL
         for start in range(0, len(circuits), CHUNK):
             part = circuits[start : start + CHUNK]
             try:

@@ -363,7 +363,7 @@ class Shadow:
         """Settle a local probe.  In quarantine its outcome is reported like any other."""
         self.detail = item.detail or self.detail
         deltas = tuple(durations([item.duration]).items()) if self.alone else ()
-        self._local_step(
+        reply = self._local_step(
             "settle",
             now,
             era=generation,
@@ -374,6 +374,9 @@ class Shadow:
         )
         if self.alone:
             self.flushed += 1
+            if reply.verdict == "stale":
+                late = (Run(item.kind),)
+                self._local_step("report", now, era=NO_GENERATION, batch=late, deltas=deltas)
         else:
             self.deltas.update(durations([item.duration]))
             self._queue(Pending(shared, item.kind, 1, 0, item.began))
@@ -508,6 +511,11 @@ class Shadow:
         if len(self.pending) > MAX_PENDING:
             old = self.pending.popleft()
             self.stale[old.kind] += old.count
+
+    def late(self, kind: str, deltas: tuple[tuple[str, int], ...]) -> None:
+        """An outcome that can only count as late."""
+        self.stale[kind] += 1
+        self.deltas.update(dict(deltas))
 
     def rejected(self, count: int) -> None:
         """Count calls that were refused."""

@@ -104,7 +104,6 @@ def encode(step: Step, channel: str, circuit: str, now: int | None = None) -> li
             step.token,
             step.kind,
             str(step.open_for),
-            "1" if step.retry else "0",
             deltas,
             step.detail,
         ],

@@ -16,7 +16,7 @@
 -- ARGV[9…] by operation:
 --   report    era "v nonce", reporter, batch, deltas, detail
 --   acquire   token
---   settle    era "v nonce", token, kind, open_for, retry "0"|"1", deltas, detail
+--   settle    era "v nonce", token, kind, open_for, deltas, detail
 --   cancel    token
 --   override  kind, ttl in ms or -1, detail
 --   release   detail
@@ -652,22 +652,15 @@ local function acquire(x, c)
 end
 
 -- S5, S6: a token counts once, in its own generation.
--- One failure or slow probe reopens. A repeated settle that finds no token was most likely carried
--- out before: it is not counted again.
+-- One failure or slow probe reopens. A settle that finds no permit changes nothing, totals included:
+-- it may have been carried out before, and only its client knows whether it was sent once.
 local function settle(x, c)
   local kind, p, mine = x.kind, x.policy, false
   for _, s in ipairs(c.slots) do
     if s.token == x.token then mine = true end
   end
   local current = c.v == x.era.v and c.nonce == x.era.nonce
-  if not current or c.state ~= 'half_open' or not mine then
-    if not x.retry then
-      add_deltas(x, c)
-      count_totals(x, c, kind, 1)
-      c.totals[INDEX.late] = c.totals[INDEX.late] + 1
-    end
-    return 'stale', 0
-  end
+  if not current or c.state ~= 'half_open' or not mine then return 'stale', 0 end
   c.slots = kept(c.slots, function(s) return s.token ~= x.token end)
   add_deltas(x, c)
   count_totals(x, c, kind, 1)
@@ -828,7 +821,7 @@ end
 local ARGUMENTS = {
   report = {'era', 'reporter', 'batch', 'deltas', 'detail'},
   acquire = {'token'},
-  settle = {'era', 'token', 'kind', 'open_for', 'retry', 'deltas', 'detail'},
+  settle = {'era', 'token', 'kind', 'open_for', 'deltas', 'detail'},
   cancel = {'token'},
   override = {'forced', 'ttl', 'detail'},
   release = {'detail'},
@@ -844,7 +837,6 @@ local READ = {
   detail = function(value) return value and #value <= MAX_DETAIL and value end,
   kind = function(value) return KINDS[value] and value end,
   open_for = function(value) return whole(value, 0, MAX_SPAN) end,
-  retry = function(value) return (value == '1' or value == '0') and value end,
   forced = function(value)
     return (value == 'forced_open' or value == 'forced_closed') and value
   end,
@@ -875,7 +867,6 @@ local function read_arguments()
     if not x[name] then return nil, name end
   end
   x.kind = x.forced or x.kind
-  x.retry = x.retry == '1'
   return x
 end
 

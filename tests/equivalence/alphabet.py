@@ -111,10 +111,9 @@ class Alphabet:
             yield self._step(
                 "settle", known=known, era=era, token=token, kind=kind, open_for=tick // 2
             )
-        for retry in (False, True):
-            for at in (era, (max(0, era[0] - 1), era[1]), (era[0], "00000000")):
-                yield self._step("settle", era=at, token=token, kind="s", retry=retry)
-            yield self._step("settle", era=era, token=UNKNOWN, kind="F", retry=retry)
+        for at in (era, (max(0, era[0] - 1), era[1]), (era[0], "00000000")):
+            yield self._step("settle", era=at, token=token, kind="s")
+        yield self._step("settle", era=era, token=UNKNOWN, kind="F")
         deltas = (("fallbacks", 1), ("b3", 2))
         yield self._step("settle", era=era, token=token, kind="s", deltas=deltas, detail="x")
         yield self._step("acquire", known=known, token=UNKNOWN)

@@ -150,7 +150,11 @@ SCRIPT = (
         "c.successes >= p.success_threshold",
         "c.successes > p.success_threshold",
     ),
-    Edit("repeats are counted", "if not x.retry then", "if true then"),
+    Edit(
+        "late settles are counted",
+        "or not mine then return 'stale', 0 end",
+        "or not mine then count_totals(x, c, kind, 1) return 'stale', 0 end",
+    ),
     Edit("slow probes do not reopen", "elseif kind ~= 'i' or", "elseif FAILED[kind] or"),
     Edit(
         "released straight to closed",

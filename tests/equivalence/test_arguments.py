@@ -27,7 +27,7 @@ COMMON = "operation now nonce channel name known policy offer".split()
 OWN = {
     "report": "era reporter batch deltas detail".split(),
     "acquire": ["token"],
-    "settle": "era token kind open_for retry deltas detail".split(),
+    "settle": "era token kind open_for deltas detail".split(),
     "cancel": ["token"],
     "override": "forced ttl detail".split(),
     "release": ["detail"],
@@ -94,7 +94,6 @@ MALFORMED: dict[str, tuple[str, ...]] = {
     "detail": ("x" * 401, "é" * 201),
     "kind": ("", "x", "ss", "s1", "success"),
     "open_for": (*NOT_WHOLE, "-1", "-0", TOO_LONG),
-    "retry": ("", "2", "-1", "true", "1 "),
     "forced": ("", "open", "closed", "half_open", "Forced_open"),
     "ttl": (*NOT_WHOLE, "0", "-0", "-2", TOO_LONG),
 }
@@ -136,7 +135,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "detail": ("", "x" * 400, "é" * 200, '{"error": "E\\n\\u0000"}', "a\nb\tc  d "),
     "kind": tuple("sSfFiI"),
     "open_for": ("0", str(int(TOO_LONG) - 1)),
-    "retry": ("0", "1"),
     "forced": ("forced_open", "forced_closed"),
     "ttl": ("-1", "1", str(int(TOO_LONG) - 1)),
 }

@@ -176,14 +176,14 @@ class Walk(RuleBasedStateMachine):
         who=st.integers(0, 3),
         kind=st.sampled_from("sssfiSFI"),
         open_for=st.sampled_from([0, 0, 0, 800]),
-        retry=st.booleans(),
+        again=st.booleans(),
     )
-    def settle(self, who: int, kind: str, open_for: int, retry: bool) -> None:
+    def settle(self, who: int, kind: str, open_for: int, again: bool) -> None:
         client = self.clients[who]
         mine = {"era": client.era, "token": client.token, "kind": kind}
-        self.do("settle", client, open_for=open_for, retry=retry, detail="settled", **mine)
+        self.do("settle", client, open_for=open_for, detail="settled", **mine)
         # A token serves for one permit; asked for again it would be another one.
-        client.token = f"u{self.steps}" if not retry else client.token
+        client.token = f"u{self.steps}" if not again else client.token
 
     @rule(who=st.integers(0, 3))
     def cancel(self, who: int) -> None:

@@ -59,9 +59,9 @@ COMMON = ["", "0000000f", "cb:0:ns", "b", "17 aaaaaaaa open 1234 2", POLICY_TEXT
         (
             Step(
                 "settle", "0000000f", NUMBERS, KNOWN, era=(17, "aaaaaaaa"), token="tok",
-                kind="F", open_for=250, retry=True, deltas=(("b0", 1),), detail="d",
+                kind="F", open_for=250, deltas=(("b0", 1),), detail="d",
             ),
-            ["0", "17 aaaaaaaa", "tok", "F", "250", "1", "b0:1", "d"],
+            ["0", "17 aaaaaaaa", "tok", "F", "250", "b0:1", "d"],
         ),
         (
             Step("override", "0000000f", NUMBERS, KNOWN, kind="forced_open", ttl=-1, detail="d"),
