@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -59,6 +60,7 @@ class Calls:
         self._long: dict[str, LongCall] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hammers: list[threading.Thread] = []
+        self._raised: list[str] = []  # by hammering calls, though nothing but a rejection may be
         self._resting = threading.Event()
         self._counted: Counter[str] = Counter()
         self._slowest = 0.0
@@ -182,7 +184,11 @@ class Calls:
             while time.monotonic() < start:
                 pass  # A busy wait: all processes begin at the same moment.
             while not self._resting.is_set():
-                said = self._attempt(breaker, outcome, hold)
+                try:
+                    said = self._attempt(breaker, outcome, hold)
+                except BaseException:
+                    self._raised.append(traceback.format_exc())
+                    raise
                 self._slowest = max(self._slowest, said["took"] - hold)
                 self._counted["admitted" if said["admitted"] else said["source"]] += 1
                 self._resting.wait(pause)
@@ -199,6 +205,8 @@ class Calls:
         self._resting.set()
         for thread in self._hammers:
             thread.join(BOUND)
+            assert not thread.is_alive(), "a call does not end"
+        assert not self._raised, self._raised[0]
         return {**self._counted, "slowest": self._slowest}
 
     # ------------------------------------------------------------------ long calls

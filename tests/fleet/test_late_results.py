@@ -64,6 +64,7 @@ def test_while_half_open(fleet: Fleet, client: redis.Redis) -> None:
     late, *_ = fleet.start(3, {"open_interval": 0.3})
     begin_all(late)
     fleet.do("fail", fleet.processes[1:], count=5)
+    fleet.until_all("open")  # Before, a success might be let in and break the run of failures.
     until(lambda: fleet[1].do("attempt")["admitted"], "a probe")
     fleet.until_all("half_open")
     before = lasting(fleet, client)
