@@ -419,10 +419,13 @@ class LinkedCircuit:
         """Whether a health check should ``learn`` that it passes, ``probe``, or rest (empty)."""
         with self._turn:
             check, shadow = self.check, self._shadow
-            if check is None or not check.free(now):
+            if check is None:
                 return ""
+            free = check.free(now)
             shadow.probed_by_check = check.passed
             self._refresh(now)
+            if not free:
+                return ""
             if self._decision.action == "admit":
                 return "" if check.passed else "learn"
             asked = shadow.decide(now, by_check=True).action == "ask"

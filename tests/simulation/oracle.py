@@ -1,0 +1,185 @@
+"""What must always hold in the processes: the client's rules of the protocol, and its promises.
+
+The store's rules are judged by ``server.py`` at every step.  A broken rule raises AssertionError,
+whose message begins with the rule's name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distributed_breaker.model import Header, Step
+from distributed_breaker.permit import Permit
+from distributed_breaker.session import FIRST_ANSWER, POLL
+from distributed_breaker.shadow import Generation
+
+if TYPE_CHECKING:
+    from tests.simulation.process import Process, SimBreaker
+    from tests.simulation.server import Server
+    from tests.simulation.timeline import Timeline
+
+# C6: two answers that do not come in time are 500 ms, a request and its reply take 10 at most when
+# nothing is slow, and rounds do not begin at once.
+STALE = POLL + 800
+LONGEST_WAIT = 2 * round(FIRST_ANSWER * 1000) + 10  # ms
+
+
+@dataclass
+class Probe:
+    """A probe under way, by the store's permit."""
+
+    process: Process
+    generation: Generation
+    began: int
+    until: int  # when its lease ends, by true time
+
+
+class Oracle:
+    """Looks at every process after everything that it does."""
+
+    def __init__(self, timeline: Timeline, server: Server) -> None:
+        self._timeline = timeline
+        self._server = server
+        self._mirrors: dict[tuple[str, str], tuple[Header, int | None]] = {}
+        self._probes: dict[int, Probe] = {}
+        self._asked: dict[str, Counter[str]] = defaultdict(Counter)
+        self._suspended: dict[str, int] = {}
+        self._settled: Counter[str] = Counter()  # how often each token was sent with a settle
+        self.seen: Counter[str] = Counter()  # what has come to pass at all
+
+    # ------------------------------------------------------------------ mirrors
+
+    def look(self, process: Process) -> None:
+        """C1, C6 and the promise that a loss never closes an open circuit."""
+        for name, breaker in process.breakers.items():
+            shadow = breaker._shadow
+            header = shadow.header
+            if header is None:
+                continue
+            before = self._mirrors.get((process.name, name))
+            if before is None or before[0] is not header or before[1] != shadow.deadline:
+                if before is not None:
+                    self._moved(process, name, *before, header)
+                self._mirrors[process.name, name] = header, shadow.deadline
+            if shadow.synced and not breaker.degraded and not process.session.down:
+                self._fresh_enough(process, name, header)
+
+    def _moved(
+        self, process: Process, name: str, old: Header, deadline: int | None, new: Header
+    ) -> None:
+        assert new.v >= old.v, f"C1: {process}'s mirror of {name} fell from {old} to {new}"
+        if (new.v, new.nonce) == (old.v, old.nonce):
+            return
+        self.seen[f"mirror {old.state} to {new.state}"] += 1
+        guarded = old.state != "closed" and (
+            old.state == "half_open" or deadline is None or deadline > process.ms()
+        )
+        silently = new.state == "closed" and new.cause == "created"
+        assert not (guarded and silently), (
+            f"R12: {process} took a circuit that was made anew for the end of {old}: {new}"
+        )
+
+    def _fresh_enough(self, process: Process, name: str, header: Header) -> None:
+        generation = header.v, header.nonce
+        now = self._timeline.now
+        if generation == self._server.generations[name] or process.frozen:
+            return
+        since = max(self._server.left[name].get(generation, now), process.frozen_at)
+        assert now - since <= STALE, (
+            f"C6: {process} is not degraded, and for {now - since} ms it has held {header} of "
+            f"{name}; the store is at {self._server.header(name)}"
+        )
+
+    # ------------------------------------------------------------------ calls and probes
+
+    def waited(self, process: Process, began: int) -> None:
+        """C5: a first call waits for the first answer, a probe for its permit, nobody for more."""
+        waited = self._timeline.now - began
+        assert waited <= LONGEST_WAIT or process.frozen_at >= began, (
+            f"C5: {process} has waited for {waited} ms"
+        )
+
+    def admitted(self, process: Process, breaker: SimBreaker, permit: Permit) -> None:
+        """C7 for calls; C2 and R1 for probes."""
+        shadow, now = breaker._shadow, process.ms()
+        if permit._lease is None:
+            h = shadow.header
+            held = h is not None and h.state in ("open", "forced_open")
+            left = held and (shadow.deadline is None or shadow.deadline > now)
+            assert not left, f"C7: {process} lets a call through, though it knows {h}"
+            self.seen["call"] += 1
+        elif permit._lease.local is not None:
+            self.seen["local probe"] += 1
+        else:
+            self._probe_begins(process, breaker, permit)
+
+    def _probe_begins(self, process: Process, breaker: SimBreaker, permit: Permit) -> None:
+        lease = permit._lease
+        assert lease is not None
+        now = self._timeline.now
+        assert lease.token in self._server.granted, f"C2: {process} probes without a permit"
+        granted, length = self._server.granted[lease.token]
+        upset = sum(1 for at in self._server.upsets if at >= granted - length)
+        stood_still = self._suspended.get(process.name, -1) >= granted
+        assert now < granted + length or stood_still, (
+            f"R1: {process} probes with a permit that was given {now - granted} ms ago, "
+            f"for {length} ms"
+        )
+        if not stood_still:
+            self._probes[id(permit)] = Probe(process, lease.shared, now, granted + length)
+        running = sum(
+            1
+            for p in self._probes.values()
+            if p.generation == lease.shared
+            and p.process.alive
+            and p.process.frozen_at < p.began
+            and now < p.until
+        )
+        permits = breaker._shadow.policy.half_open_permits
+        allowed = max(permits, breaker.policy.numbers.half_open_permits) * (1 + upset)
+        assert running <= allowed, (
+            f"C2: {running} probes at once on {breaker.name} with {permits} permits"
+        )
+        self.seen["probe"] += 1
+        self.seen["two probes at once"] += running > 1
+
+    def ended(self, permit: Permit) -> None:
+        """The call of a permit has ended."""
+        self._probes.pop(id(permit), None)
+
+    def suspended(self, process: Process) -> None:
+        """Its clock has stood still: leases that it holds may have ended without its noticing."""
+        self._suspended[process.name] = self._timeline.now
+
+    # ------------------------------------------------------------------ requests
+
+    def sent(self, process: Process, steps: list[tuple[str, Step]]) -> None:
+        """R3 and R8."""
+        asked = Counter(name for name, step in steps if step.op == "acquire")
+        assert not asked or max(asked.values()) == 1, f"R3: {process} asks twice at once: {asked}"
+        assert not self._asked[process.name], f"R8: {process} begins a second round"
+        self._asked[process.name] = asked
+        self.seen.update(step.op for _, step in steps)
+        for _, step in steps:
+            if step.op == "settle":
+                self._settled[step.token] += 1
+                self.seen["settle again"] += self._settled[step.token] == 2
+        self.seen["evidence"] += sum(run.age >= 0 for _, step in steps for run in step.batch)
+
+    def answered(self, process: Process) -> None:
+        """The round's answer has come, or its error."""
+        self._asked[process.name] = Counter()
+
+    # ------------------------------------------------------------------ accounts
+
+    def accounts(self, process: Process) -> None:
+        """C4: recorded = flushed + dropped + pending, and recorded is what calls have said."""
+        for name, breaker in process.breakers.items():
+            account = breaker.conservation()
+            parts = account["flushed"] + account["dropped"] + account["pending"]
+            assert account["recorded"] == parts, f"C4: {process} of {name}: {account}"
+            said = process.recorded[name]
+            assert account["recorded"] == said, f"C4: {process} of {name}: {account}, said {said}"
+            assert min(account.values()) >= 0, f"C4: {process} of {name}: {account}"

@@ -1,0 +1,111 @@
+"""Errors to plant into the library, each of which the simulation must find."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Planted(NamedTuple):
+    """An error: in ``file``, ``old`` (which stands there once) becomes ``new``."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+
+    def plant(self, text: str) -> str:
+        assert text.count(self.old) == 1, f"{self.what}: {self.old!r} does not stand there once"
+        return text.replace(self.old, self.new)
+
+
+SESSION, LINKED, SHADOW = "session.py", "linked.py", "shadow.py"
+PLANTED = (
+    # What a process says to the store, and what it makes of the answers.
+    Planted("R2: a grant that nobody waits for is kept", SESSION,
+            "if abandoned and request.kind", "if False and request.kind"),
+    Planted("R2: an acquire without an answer is not cancelled", SESSION,
+            'if step.op == "acquire":', "if False:"),
+    Planted("R5: a settle without an answer is forgotten", SESSION,
+            'if request.kind == "settle":\n            request.again = True\n', 'if False:\n            request.again = True\n'),
+    Planted("a late settle is counted nowhere", SESSION,
+            "circuit.settled_late(step)", "circuit.settle_done(True)"),
+    Planted("a lost report is sent again", SHADOW,
+            "        self.dropped += count\n        if count:\n",
+            "        for run in step.batch:\n            self.stale[run.kind] += run.count\n        if False:\n"),
+    Planted("R9: nothing is read after a gap", SESSION,
+            "        self._subscribe_failures = 0\n        self._poll_all = True\n        self._next_tick = 0\n",
+            "        self._subscribe_failures = 0\n"),
+    Planted("no polls", SESSION,
+            "if now >= self._next_poll or self._poll_all:", "if self._poll_all:"),
+    Planted("a timeout is always tolerated", SESSION,
+            "if self._outage.tolerates(error.timeout, asked):", "if True:"),
+    Planted("no sync on return", SESSION,
+            "                circuit.answered(step, reply)\n                circuit.heal()\n", "                circuit.heal()\n"),
+    Planted("settles do not survive an outage", SESSION,
+            "if request.expires > now and not self.closed:", "if False:"),
+    Planted("a header that asks for a sync is ignored", SESSION,
+            "if circuit.hear(header, header.since if now is None else now):",
+            "if circuit.hear(header, header.since if now is None else now) and False:"),
+    # One circuit in one process.
+    Planted("R3: several acquires at once", LINKED,
+            '            if decision.action == "ask":\n                self._shadow.asking = True\n', ""),
+    Planted("asking never ends", LINKED,
+            '        """The acquire in flight was given up."""\n        with self._turn:\n            self._shadow.asking = False\n',
+            '        """The acquire in flight was given up."""\n        with self._turn:\n'),
+    Planted("R10: a child sends what its parent has not", LINKED,
+            "        shadow.pending.clear()\n        shadow.stale.clear()\n", ""),
+    Planted("R10: a child keeps its parent's tallies", LINKED,
+            "            era.take()\n        self._rejections.clear()", "            pass\n        self._rejections.clear()"),
+    Planted("a child stays broken", LINKED, '        self.nudged = False\n        self.broken = ""\n', "        self.nudged = False\n"),
+    Planted("a check that hangs is the probe for ever", LINKED,
+            "            shadow.probed_by_check = check.passed\n            self._refresh(now)\n            if not free:\n                return \"\"\n",
+            "            if not free:\n                return \"\"\n            shadow.probed_by_check = check.passed\n            self._refresh(now)\n"),
+    Planted("retired eras are forgotten", LINKED,
+            "            self._retired = _in_use(self._retired)", "            self._retired = []"),
+    # Who decides.
+    Planted("C1: an older header is adopted", SHADOW,
+            "        if header.v < mine.v:\n            return answering is None\n", ""),
+    Planted("a header of the same v is ignored", SHADOW,
+            "            if ours:\n                self._take(header, remaining, now, lasted)\n            return False\n", "            return False\n"),
+    Planted("R12: a newcomer's circuit is believed", SHADOW,
+            "if header.fresh and not ours and self._guarding(now):", "if False:"),
+    Planted("R12: only open is guarded", SHADOW,
+            'return h.state in ("open", "half_open") or self._left(now) != 0', 'return h.state == "open"'),
+    Planted("knows nothing", SHADOW,
+            "return Known(h.v, h.nonce, h.state, self._left(now), h.attempt)", "return NOTHING"),
+    Planted("forgets how long it knows open to last", SHADOW,
+            "return Known(h.v, h.nonce, h.state, self._left(now), h.attempt)",
+            "return Known(h.v, h.nonce, h.state, 0, h.attempt)"),
+    Planted("C7: begins closed without the store", SHADOW,
+            'self.local = self._new_local(now, Known(1, "-", "open", left, h.attempt))', "pass"),
+    Planted("R4: a denial is not obeyed", LINKED,
+            "                    self._shadow.wait_until = now + reply.value\n", "                    pass\n"),
+    Planted("evidence of any age is sent", SHADOW,
+            "oldest = max(now - min(self.policy.window, EVIDENCE), self.local.since, self.since)", "oldest = 0"),
+    Planted("what was lost is not accounted for", SHADOW, "        self.dropped += count\n", ""),
+    Planted("folded outcomes are lost", SHADOW, "            self.stale[old.kind] += old.count\n", ""),
+    Planted("late outcomes are sent as good ones", SHADOW,
+            "batches.append((NO_GENERATION, [Run(kind, count)]))",
+            "batches.append((self.generation, [Run(kind, count)]))"),
+    # Admission.
+    Planted("R1: a late grant is taken", "admission.py", "if breaker._clock.ms() < until:", "if True:"),
+    Planted("R2: a late answer is neither taken nor given back", "admission.py",
+            "return _answer(future) if owned and not future.cancel() else None", "return None"),
+    Planted("a cancelled task keeps its permit", "admission.py", "        if not future.cancel():\n", "        if False:\n"),
+    # The way back.
+    Planted("never looks again", "outage.py", "return self._good > 2", "return False"),
+    # The machine.
+    Planted("a lost state is not restored", "model.py", "    if known.v > c.v:\n", "    if False:\n"),
+    Planted("v does not grow with the client's", "model.py", "c.v = max(x.now, c.v + 1, x.step.known.v + 1)", "c.v = max(x.now, c.v + 1)"),
+    Planted("tokens get a second permit", "model.py",
+            '        if slot.token == x.step.token:\n            return "grant", lease\n', ""),
+)  # fmt: skip
+SCRIPT = (
+    Planted("the script: one permit too many", "lua/breaker.lua",
+            "if live < p.half_open_permits and", "if live <= p.half_open_permits and"),
+    Planted("the script: a settle of another generation counts", "lua/breaker.lua",
+            "if not current or c.state ~= 'half_open' or not mine", "if c.state ~= 'half_open' or not mine"),
+    Planted("the script: a lost state is not restored", "lua/breaker.lua", "if known.v > c.v then", "if false then"),
+    Planted("the script: the run survives a good call", "lua/breaker.lua", "+ count\n  c.run = 0\n", "+ count\n"),
+    Planted("the script: leases do not end", "lua/breaker.lua", "    if lease > 0 then\n", "    if lease >= 0 then\n"),
+)  # fmt: skip
