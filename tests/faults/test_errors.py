@@ -15,6 +15,10 @@ from tests.fleet.harness import CIRCUIT, Fleet, Process, until
 
 pytestmark = pytest.mark.servers("valkey")
 
+# What depends on the server most runs on all of them.  Elsewhere a proxy or a stub answers in the
+# server's place.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
+
 
 def loud(process: Process) -> list[str]:
     """What was logged as an error since the last time."""
@@ -107,7 +111,7 @@ def test_what_is_pushed_holds_also_while_steps_are_refused(
     assert deaf.do("attempt")["source"] == "shared"
 
 
-@pytest.mark.servers("valkey", "redis8")
+@ALL
 @pytest.mark.parametrize("first", ["closed", "open"])
 def test_the_primary_becomes_a_replica(
     broken_server: Server, fleet: Fleet, client: redis.Redis, first: str
@@ -142,6 +146,7 @@ def test_the_primary_becomes_a_replica(
     assert fleet.states() == [first] * 2
 
 
+@ALL
 def test_a_server_without_room(broken_server: Server, fleet: Fleet, client: redis.Redis) -> None:
     """maxmemory with noeviction, for real."""
     (process,) = fleet.start(1, {})
@@ -155,26 +160,6 @@ def test_a_server_without_room(broken_server: Server, fleet: Fleet, client: redi
     until(lambda: not process.do("look")["degraded"], "it has returned")
     assert process.do("operate", step="reset") == ""
     fleet.until_all("closed")
-
-
-@pytest.mark.parametrize("all_commands", [True, False], ids=["all", "writes"])
-def test_a_server_that_pauses_its_clients(
-    broken_server: Server, fleet: Fleet, client: redis.Redis, all_commands: bool
-) -> None:
-    """CLIENT PAUSE, as in a planned failover."""
-    (process,) = fleet.start(1, {})
-    process.do("succeed", count=3)
-    process.do("flush")
-    client.client_pause(1500, all=all_commands)
-    assert process.do("succeed", count=20) == {"admitted": 20, "rejected": 0}
-    process.fail_until_refused()
-    until(lambda: process.do("look")["degraded"], "degraded", 10)
-    assert process.do("waits") == []
-    until(lambda: not process.do("look")["degraded"], "it has returned")
-    process.do("flush")
-    account = process.do("conservation")
-    assert account["recorded"] == account["flushed"] + account["dropped"]
-    assert fleet.totals(client)["calls"] <= account["recorded"]
 
 
 def calls_of(client: redis.Redis, command: str) -> int:
@@ -273,7 +258,7 @@ def harm(client: redis.Redis, key: str, how: str) -> None:
         client.hset(key, "h", "nonsense")
 
 
-@pytest.mark.servers("valkey", "redis")
+@ALL
 @pytest.mark.parametrize("how", ["WRONGTYPE", "CBSCHEMA", "CBCORRUPT"])
 @pytest.mark.parametrize("when", ["before", "while used"])
 def test_a_key_that_cannot_be_used_concerns_its_circuit_alone(

@@ -14,8 +14,8 @@ from tests.fleet.harness import PATIENT, Fleet, Process, until
 pytestmark = pytest.mark.servers("valkey")
 ADJUST = PATIENT
 
-# What depends on the server most runs on both.
-BOTH = pytest.mark.servers("valkey", "redis8")
+# What depends on the server most runs on all of them; the rest is decided by the processes.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 
 def cut_off(fleet: Fleet, proxy: Proxy, policy: dict[str, Any]) -> list[Process]:
@@ -36,7 +36,7 @@ def come_back(fleet: Fleet, client: redis.Redis, proxy: Proxy) -> None:
         assert account["recorded"] == account["flushed"] + account["dropped"]
 
 
-@BOTH
+@ALL
 def test_fresh_failures_trip_when_they_are_merged(
     fleet: Fleet, client: redis.Redis, proxy: Proxy
 ) -> None:
@@ -49,7 +49,7 @@ def test_fresh_failures_trip_when_they_are_merged(
     assert fleet.totals(client)["late"] <= 2
 
 
-@BOTH
+@ALL
 def test_old_failures_do_not(fleet: Fleet, client: redis.Redis, proxy: Proxy) -> None:
     """The original: old outcomes trip it again right after recovery."""
     cut = cut_off(fleet, proxy, {"window": 0.4})

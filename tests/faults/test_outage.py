@@ -13,8 +13,8 @@ from tests.fleet.harness import Fleet, most_at_once, until
 
 pytestmark = pytest.mark.servers("valkey")
 
-# What depends on the server most runs on both.
-BOTH = pytest.mark.servers("valkey", "redis8")
+# What depends on the server most runs on all of them; the rest is decided by the processes.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 SLACK = 2.0  # s by which a busy machine may delay anything
 
@@ -33,7 +33,7 @@ def assert_nobody_waited(fleet: Fleet) -> None:
     assert fleet.do("waits") == [[]] * len(fleet.processes)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kept", [True, False], ids=["with its data", "empty"])
 def test_killed_while_closed(
     broken_server: Server, fleet: Fleet, client: redis.Redis, kept: bool
@@ -65,7 +65,7 @@ def test_killed_while_closed(
     fleet.until_all("open")
 
 
-@BOTH
+@ALL
 def test_killed_while_open_stays_open_until_its_time(
     broken_server: Server, fleet: Fleet, client: redis.Redis
 ) -> None:
@@ -88,7 +88,7 @@ def test_killed_while_open_stays_open_until_its_time(
     assert_nobody_waited(fleet)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kept", [True, False], ids=["with its data", "empty"])
 def test_restarted_while_open(
     broken_server: Server, fleet: Fleet, client: redis.Redis, kept: bool
@@ -137,7 +137,7 @@ def test_forced_open_holds_while_the_store_is_away(
     assert fleet.states() == ["forced_open"] * 2
 
 
-@BOTH
+@ALL
 def test_stopped_while_closed_makes_no_call_wait(broken_server: Server, fleet: Fleet) -> None:
     fleet.start(3, {})
     fleet.do("succeed", count=10)
@@ -156,7 +156,7 @@ def test_stopped_while_closed_makes_no_call_wait(broken_server: Server, fleet: F
     assert_conserved(fleet)
 
 
-@BOTH
+@ALL
 def test_stopped_while_open_makes_no_call_wait(
     broken_server: Server, fleet: Fleet, client: redis.Redis
 ) -> None:

@@ -11,8 +11,8 @@ from tests.fleet.harness import PATIENT, Fleet, until
 pytestmark = pytest.mark.servers("valkey")
 ADJUST = PATIENT
 
-# What depends on the server most runs on both.
-BOTH = pytest.mark.servers("valkey", "redis8")
+# What depends on the server most runs on all of them; the rest is decided by the processes.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 
 def subscribers(fleet: Fleet, client: redis.Redis) -> int:
@@ -28,7 +28,7 @@ def test_a_transition_reaches_everybody_by_push(fleet: Fleet, client: redis.Redi
     until(lambda: fleet.states() == ["forced_open"] * 8, "the push", 1.5)
 
 
-@BOTH
+@ALL
 def test_killed_subscriptions_come_back_and_what_was_missed_is_read(
     fleet: Fleet, client: redis.Redis
 ) -> None:

@@ -11,7 +11,7 @@ import redis
 from scripts.servers import Server
 from tests.fleet.harness import CIRCUIT, PATIENT, Fleet, Process, client_of, until
 
-pytestmark = pytest.mark.servers("valkey", "redis8")
+pytestmark = pytest.mark.servers("valkey", "redis8", "redis")
 ADJUST = PATIENT
 
 # What lua/README.md (section 14) tells people to grant.
@@ -206,3 +206,37 @@ def test_a_user_is_deleted_while_in_use(limited: tuple[Fleet, redis.Redis]) -> N
     assert fleet.do("succeed", count=5) == [{"admitted": 5, "rejected": 0}] * 2
     grant(client)
     fleet.until_agreed(client)
+
+
+def test_a_password_that_is_rotated_while_in_use(limited: tuple[Fleet, redis.Redis]) -> None:
+    """Connections that were let in go on; new ones are refused, which is said once, loudly.  What
+    was open stays open, and when the password is right again, all come back."""
+    fleet, client = limited
+    grant(client)
+    fleet.start(3, {})
+    fleet.do("breaker", circuit="calm", policy=None)
+    fleet.do("succeed", circuit="calm")
+    fleet.trip(client)
+    fleet.do("flush")
+    client.execute_command("ACL", "SETUSER", USER, "resetpass", ">another")
+    fleet.do("succeed", circuit="calm")
+    fleet.do("flush")
+    assert not any(look["degraded"] for look in fleet.do("look"))
+    client.client_kill_filter(_type="normal", skipme=True)
+    client.client_kill_filter(_type="pubsub")
+    fleet.do("hammer", threads=1)
+    until(lambda: all(look["degraded"] for look in fleet.do("look")), "all are degraded")
+    assert fleet.do("succeed", circuit="calm") == [{"admitted": 1, "rejected": 0}] * 3
+    assert fleet.states() == ["open"] * 3
+    until(lambda: refused(client) >= 12, "attempts to return")
+    client.execute_command("ACL", "SETUSER", USER, f">{PASSWORD}")
+    for circuit in (CIRCUIT, "calm"):
+        fleet.until_agreed(client, circuit)
+    done = fleet.do("rest")
+    assert not any(said.get("admitted") for said in done)
+    for process in fleet:
+        (line,) = errors(process)
+        assert "WRONGPASS" in line or "NOAUTH" in line
+        assert PASSWORD not in line
+    for circuit in (CIRCUIT, "calm"):
+        fleet.audit(client, circuit)

@@ -159,8 +159,10 @@ def test_a_pause_in_the_midst_of_traffic(
     fleet.start(3, LASTING)
     fleet.do("flush")
     fleet.do("hammer", threads=1, outcome="failure")
+    fleet.do("waits")
     with paused(client, everything):
         until(lambda: all(look["degraded"] for look in fleet.do("look")), "all are degraded")
+        assert fleet.do("waits") == [[]] * 3
     fleet.until_agreed(client)
     done = fleet.do("rest")
     assert all(set(said) == {"admitted", "slowest"} for said in done)

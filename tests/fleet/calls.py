@@ -28,6 +28,10 @@ class BrokenError(Exception):
     """What the protected function raises when it is told to fail."""
 
 
+class ExcludedError(Exception):
+    """What every policy here ignores: the caller's own mistake, such as a bad request."""
+
+
 class LongCall:
     """A guarded call that goes on until it is told how to end."""
 
@@ -42,6 +46,8 @@ class LongCall:
         outcome = self.told.result()
         if outcome == "failure":
             raise BrokenError("told to fail")
+        if outcome == "excluded":
+            raise ExcludedError("told to make a mistake")
         if outcome == "interrupt":
             raise asyncio.CancelledError
 
@@ -121,9 +127,11 @@ class Calls:
                 self._note("leave", **{name: said[name] for name in SHOWN})
                 if outcome == "failure":
                     raise BrokenError("told to fail")
+                if outcome == "excluded":
+                    raise ExcludedError("told to make a mistake")
         except CircuitBreakerOpenException as error:
             said = _rejected(error)
-        except BrokenError:
+        except (BrokenError, ExcludedError):
             pass
         return said | {"took": time.monotonic() - asked}
 
@@ -150,9 +158,11 @@ class Calls:
                     await asyncio.sleep(hold)  # the call's work
                 if outcome == "failure":
                     raise BrokenError("told to fail")
+                if outcome == "excluded":
+                    raise ExcludedError("told to make a mistake")
         except CircuitBreakerOpenException as error:
             said = _rejected(error)
-        except BrokenError:
+        except (BrokenError, ExcludedError):
             pass
         return said | {"took": time.monotonic() - asked}
 
@@ -224,6 +234,22 @@ class Calls:
                       "acquire": self._long_acquire}[how]  # fmt: skip
             threading.Thread(target=self._run, args=(target, breaker, long), daemon=True).start()
         return long.began.result(BOUND)
+
+    def do_fall_back(self, name: str, circuit: str | None = None) -> None:
+        """Make a call that is refused, and go on with a fallback until ``finish``."""
+        breaker, long = self._breaker(circuit), LongCall()
+        self._long[name] = long
+
+        def call() -> None:
+            try:
+                breaker.call(lambda: None)
+            except CircuitBreakerOpenException:
+                long.began.set_result({})
+                long.told.result()
+            long.ended.set_result("returned")
+
+        threading.Thread(target=call, daemon=True).start()
+        long.began.result(BOUND)
 
     def do_finish(self, name: str, outcome: str = "success") -> str:
         """End a long call; says what came out of it."""

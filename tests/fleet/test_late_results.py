@@ -11,8 +11,8 @@ from tests.fleet.harness import Fleet, Process, until
 
 pytestmark = pytest.mark.servers("valkey")
 
-# What depends on the server most runs on both.
-BOTH = pytest.mark.servers("valkey", "redis8")
+# What depends on the server most runs on all of them; the rest is decided by the processes.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 WAYS = ("call", "guard", "acquire", "async")
 ENDS = ("success", "failure")
@@ -40,7 +40,7 @@ def lasting(fleet: Fleet, client: redis.Redis) -> tuple[Any, ...]:
     return (c.v, c.nonce, c.state, c.since, c.duration, c.attempt, c.successes, c.run, c.ring)
 
 
-@BOTH
+@ALL
 def test_while_open(fleet: Fleet, client: redis.Redis) -> None:
     """resilience4j #1090, circuitbreaker: a late success closes it.  pybreaker: a late failure
     pushes the time of opening forward."""
@@ -59,7 +59,7 @@ def test_while_open(fleet: Fleet, client: redis.Redis) -> None:
     assert after["calls"] - counted["calls"] == len(WAYS) * len(ENDS)
 
 
-@BOTH
+@ALL
 def test_while_half_open(fleet: Fleet, client: redis.Redis) -> None:
     late, *_ = fleet.start(3, {"open_interval": 0.3})
     begin_all(late)

@@ -11,7 +11,11 @@ from distributed_breaker.store import key_of
 from scripts.servers import Server
 from tests.fleet.harness import CIRCUIT, Fleet, client_of, until
 
-pytestmark = pytest.mark.servers("valkey", "redis8")
+pytestmark = pytest.mark.servers("valkey")
+
+# What depends on the server most runs on all of them; tests/faults/test_keys.py and test_memory.py
+# lose keys in every way that there is, on all of them too.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 
 def watch(fleet: Fleet, client: redis.Redis, old: set[int]) -> None:
@@ -28,6 +32,7 @@ def watch(fleet: Fleet, client: redis.Redis, old: set[int]) -> None:
     assert len(fleet.calls("enter")) == settled
 
 
+@ALL
 @pytest.mark.parametrize("newcomer", [False, True])
 def test_flushall(fleet: Fleet, client: redis.Redis, newcomer: bool) -> None:
     """pybreaker, nopanic: FLUSHALL closes it."""
@@ -129,6 +134,7 @@ def test_flushall_while_closed_harms_nobody(fleet: Fleet, client: redis.Redis) -
     fleet.until_all("open")
 
 
+@ALL
 @pytest.mark.parametrize("newcomer", [False, True])
 def test_restart_empty(
     own_server: Callable[..., Server], fleet_of: Callable[[str], Fleet], newcomer: bool
@@ -145,6 +151,7 @@ def test_restart_empty(
         watch(fleet, client, old)
 
 
+@ALL
 def test_script_flush(fleet: Fleet, client: redis.Redis) -> None:
     """Stoplight #777: NOSCRIPT loops."""
     fleet.start(4, {"open_interval": 1.0})

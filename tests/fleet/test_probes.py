@@ -13,8 +13,8 @@ from tests.fleet.harness import Fleet, most_at_once, until
 
 pytestmark = pytest.mark.servers("valkey")
 
-# What depends on the server most runs on both.
-BOTH = pytest.mark.servers("valkey", "redis8")
+# What depends on the server most runs on all of them; the rest is decided by the processes.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 
 def end_of_interval(fleet: Fleet) -> float:
@@ -22,7 +22,7 @@ def end_of_interval(fleet: Fleet) -> float:
     return time.monotonic() + max(look["left"] for look in fleet.do("look")) / 1000
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("permits", [1, 3])
 def test_when_the_interval_ends_no_more_probes_run_than_there_are_permits(
     fleet: Fleet, client: redis.Redis, permits: int
@@ -88,7 +88,7 @@ def test_probes_that_hang_hold_back_everybody_else(fleet: Fleet, client: redis.R
     assert fleet.totals(client)["probes"] == 3
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_a_dead_prober_costs_at_most_one_lease(fleet: Fleet, client: redis.Redis, how: str) -> None:
     """resilience4j #903, #935, interlock, nopanic: a killed prober wedges the fleet."""
@@ -152,7 +152,7 @@ def test_three_successes_however_far_apart_close_it(fleet: Fleet, client: redis.
     assert causes == ["created", "run", "forced_open", "released", "recovered"]
 
 
-@BOTH
+@ALL
 def test_three_successes_with_expired_leases_between_close_it(
     fleet: Fleet, client: redis.Redis
 ) -> None:
@@ -167,7 +167,7 @@ def test_three_successes_with_expired_leases_between_close_it(
     fleet.until_all("closed")
 
 
-@BOTH
+@ALL
 def test_one_failure_reopens_it_for_all(fleet: Fleet, client: redis.Redis) -> None:
     fleet.start(4, {"open_interval": 0.3, "open_interval_max": 60.0, "backoff_multiplier": 100.0})
     fleet.trip(client)

@@ -9,11 +9,11 @@ from tests.fleet.harness import CIRCUIT, Fleet, until
 
 pytestmark = pytest.mark.servers("valkey")
 
-# What depends on the server most runs on both.
-BOTH = pytest.mark.servers("valkey", "redis8")
+# What depends on the server most runs on all of them; the rest is decided by the processes.
+ALL = pytest.mark.servers("valkey", "redis8", "redis")
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("each", [1, 2])
 def test_failures_spread_over_processes_trip_for_all(
     fleet: Fleet, client: redis.Redis, each: int
@@ -58,7 +58,7 @@ def test_one_failure_less_than_the_threshold_trips_nobody(
     fleet.until_all("open")
 
 
-@BOTH
+@ALL
 def test_one_sick_process_is_quarantined_and_trips_nobody_else(
     fleet: Fleet, client: redis.Redis
 ) -> None:
@@ -151,6 +151,45 @@ def test_calls_run_side_by_side(fleet: Fleet) -> None:
     for way in ways:
         for number in range(3):
             assert process.do("finish", name=f"{way} {number}") == "returned"
+
+
+def test_a_fallback_runs_under_no_lock(fleet: Fleet, client: redis.Redis) -> None:
+    """The original: fallbacks run under a lock.  Here they run where the refusal was caught, and
+    while some take for ever, others are refused, probe, and close the circuit."""
+    fleet.start(2, {"open_interval": 0.5})
+    fleet.trip(client)
+    for number in range(4):
+        fleet[0].do("fall_back", name=str(number))
+    until(lambda: fleet[0].do("attempt") and fleet.states() == ["closed"] * 2, "recovery")
+    fleet[0].do("flush")
+    for number in range(4):
+        assert fleet[0].do("finish", name=str(number)) == "returned"
+
+
+def test_excluded_errors_are_neither_successes_nor_failures(
+    fleet: Fleet, client: redis.Redis
+) -> None:
+    """pybreaker: excluded errors count as success.  They neither trip it nor end a run of
+    failures, and in half-open they neither close it nor open it again."""
+    fleet.start(2, {"open_interval": 0.3, "success_threshold": 1})
+    fleet.do("attempt", outcome="excluded")
+    fleet.do("flush")
+    assert fleet.totals(client)["ignored"] == 2
+    for _ in range(2):
+        fleet.do("attempt", outcome="failure")
+        fleet.do("flush")
+        for _ in range(3):
+            fleet.do("attempt", outcome="excluded")
+        fleet.do("flush")
+    assert (fleet.stored(client).state, fleet.stored(client).run) == ("closed", 4)
+    fleet[0].do("attempt", outcome="failure")
+    fleet.until_all("open")
+    until(lambda: fleet[0].do("attempt", outcome="excluded")["admitted"], "a probe")
+    fleet[0].do("flush")
+    stored = fleet.stored(client)
+    assert (stored.state, stored.successes, stored.slots) == ("half_open", 0, [])
+    until(lambda: fleet[1].do("attempt")["admitted"], "the permit was given back")
+    fleet.until_all("closed")
 
 
 def test_a_listener_that_raises_is_nobody_elses_problem(fleet: Fleet) -> None:

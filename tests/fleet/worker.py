@@ -31,7 +31,7 @@ import time_machine
 import distributed_breaker.admission as admission
 import distributed_breaker.store as store
 from distributed_breaker import CircuitBreakerRegistry, Policy
-from tests.fleet.calls import BrokenError, Calls
+from tests.fleet.calls import BrokenError, Calls, ExcludedError
 
 CONTENT = ("circuit", "old", "new", "source", "cause", "generation")
 
@@ -211,7 +211,7 @@ class Worker(Calls):
 
     def do_breaker(self, circuit: str, policy: dict[str, Any] | None = None) -> None:
         """Make a further breaker."""
-        made = None if policy is None else Policy(**policy)
+        made = None if policy is None else Policy(**policy, ignore=(ExcludedError,))
         self.registry.breaker(circuit, made).on_transition(self._hear)
 
     def _hear(self, change: Any) -> None:
