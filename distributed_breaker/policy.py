@@ -9,6 +9,7 @@ cannot round differently).
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import math
 import re
@@ -67,6 +68,7 @@ class Numbers(NamedTuple):
         return " ".join(map(str, self))
 
     @classmethod
+    @functools.lru_cache(256)
     def parse(cls, text: str) -> Numbers | None:
         """Read a stored text; None when it is not a policy or a number is out of range."""
         # A newer library may append numbers: the ones known here are read.
