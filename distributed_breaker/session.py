@@ -394,12 +394,12 @@ class Session:
             circuit.name,
             error,
         )
+        circuit.degrade(error.code)
         if request is not None and request.kind in ("settle", "cancel"):
             # Sending it again would be answered alike.
             self._refuse(request)
         else:
             self._lose(planned, StoreDown(error.code, str(error)))
-        circuit.degrade(error.code)
 
     def _lose(self, planned: Planned, error: StoreDown) -> None:
         circuit, step, request = planned

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from distributed_breaker.model import Header, Step
 from distributed_breaker.permit import Permit
-from distributed_breaker.session import FIRST_ANSWER, POLL
+from distributed_breaker.session import FIRST_ANSWER, POLL, Request
 from distributed_breaker.shadow import Generation
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # C6: two answers that do not come in time are 500 ms, a request and its reply take 10 at most when
 # nothing is slow, and rounds do not begin at once.
 STALE = POLL + 800
+SOON = 500  # ms: more than a few rounds take when nothing goes wrong
 LONGEST_WAIT = 2 * round(FIRST_ANSWER * 1000) + 10  # ms
 
 
@@ -45,6 +46,8 @@ class Oracle:
         self._mirrors: dict[tuple[str, str], tuple[Header, int | None]] = {}
         self._probes: dict[int, Probe] = {}
         self._asked: dict[str, Counter[str]] = defaultdict(Counter)
+        self._asked_at: dict[str, int] = {}  # when each token was sent with an acquire
+        self._used: set[str] = set()  # tokens with which probes were made
         self._suspended: dict[str, int] = {}
         self._settled: Counter[str] = Counter()  # how often each token was sent with a settle
         self.seen: Counter[str] = Counter()  # what has come to pass at all
@@ -92,7 +95,53 @@ class Oracle:
             f"{name}; the store is at {self._server.header(name)}"
         )
 
+    def subscribed(self, process: Process) -> None:
+        """R9: what may have been missed before a subscription is read at once."""
+        began = self._timeline.now
+
+        def look() -> None:
+            well = process.alive and process.frozen_at < began and process.wire.trouble < began
+            if not well or process.session.down or process.wire.slow or process.wire.partitioned:
+                return
+            for name, breaker in process.breakers.items():
+                header = breaker._shadow.header
+                if breaker.degraded or header is None or process.frozen:
+                    continue
+                left = self._server.left[name].get((header.v, header.nonce), began)
+                assert left >= began, (
+                    f"R9: {process} has subscribed {SOON} ms ago, and holds {header} of {name}, "
+                    f"which was over by then"
+                )
+
+        self._timeline.after(SOON, look)
+
     # ------------------------------------------------------------------ calls and probes
+
+    def granted(self, process: Process, circuit: str, token: str) -> None:
+        """R2: a permit that no probe uses is given back, and not left to its lease.  (One that is
+        granted after its process has given up waiting may be granted after it was given back.)"""
+        began = self._timeline.now
+        if began - self._asked_at.get(token, 0) > 200:
+            return
+
+        def look() -> None:
+            well = process.alive and not process.frozen and process.frozen_at < began
+            tried = process.wire.trouble < began + 2 * SOON and not process.session.down
+            if not well or not tried or process.wire.slow or process.wire.partitioned:
+                return
+            left_alone = token not in self._used and self._server.holds(circuit, token)
+            assert not left_alone or process.breakers[circuit].degraded, (
+                f"R2: {process} has a permit of {circuit} since {began} ms and does not use it"
+            )
+
+        self._timeline.after(6 * SOON, look)
+
+    def refused(self, process: Process, request: Request) -> None:
+        """R5: a settle is kept until its lease ends, unless the store refuses its circuit."""
+        circuit = request.circuit
+        if request.kind == "settle" and circuit is not None and not circuit.broken:
+            left = request.expires - process.ms()
+            assert left <= 0, f"R5: {process} gives up a settle {left} ms before its lease ends"
 
     def waited(self, process: Process, began: int) -> None:
         """C5: a first call waits for the first answer, a probe for its permit, nobody for more."""
@@ -119,6 +168,7 @@ class Oracle:
         lease = permit._lease
         assert lease is not None
         now = self._timeline.now
+        self._used.add(lease.token)
         assert lease.token in self._server.granted, f"C2: {process} probes without a permit"
         granted, length = self._server.granted[lease.token]
         upset = sum(1 for at in self._server.upsets if at >= granted - length)
@@ -163,6 +213,8 @@ class Oracle:
         self._asked[process.name] = asked
         self.seen.update(step.op for _, step in steps)
         for _, step in steps:
+            if step.op == "acquire":
+                self._asked_at[step.token] = self._timeline.now
             if step.op == "settle":
                 self._settled[step.token] += 1
                 self.seen["settle again"] += self._settled[step.token] == 2

@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 
 class Planted(NamedTuple):
-    """An error: in ``file``, ``old`` (which stands there once) becomes ``new``."""
+    """An error: in ``file``, ``old`` (which stands there once) becomes ``new``.
+
+    ``quick``: it is found within a few seeds.
+    """
 
     what: str
     file: str
     old: str
     new: str
+    quick: bool = False
 
     def plant(self, text: str) -> str:
         assert text.count(self.old) == 1, f"{self.what}: {self.old!r} does not stand there once"

@@ -19,7 +19,7 @@ from distributed_breaker.errors import StoreDown, StoreUnavailable
 from distributed_breaker.link import LONGEST_WAIT
 from distributed_breaker.linked import Clock, Transition
 from distributed_breaker.permit import Permit
-from distributed_breaker.session import FIRST_ANSWER, Ask, Asks, Session
+from distributed_breaker.session import FIRST_ANSWER, Ask, Asks, Request, Session
 from distributed_breaker.shadow import Shadow
 from distributed_breaker.workers import HealthCheck
 from tests.simulation.timeline import Action
@@ -53,6 +53,10 @@ class SimSession(Session):
 
     def want_pushes(self, wanted: bool) -> None:
         self._process.wire.want_pushes(wanted)
+
+    def _refuse(self, request: Request) -> None:
+        self._process.world.oracle.refused(self._process, request)
+        super()._refuse(request)
 
 
 class SimBreaker(CircuitBreaker):

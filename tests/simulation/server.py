@@ -80,6 +80,7 @@ class Server:
         self.granted: dict[str, tuple[int, int]] = {}  # token → (when, lease in ms)
         self._settled: set[str] = set()
         self.executed = dict.fromkeys(machines, 0)
+        self.on_grant: Callable[[str, str, str], None] = lambda circuit, reporter, token: None
         self.on_transition: Callable[[str, str], None] = lambda circuit, state: None
 
     # ------------------------------------------------------------------ requests
@@ -118,6 +119,7 @@ class Server:
             self._settled.add(step.token)
         if stepped.reply.verdict == "grant":
             self.granted.setdefault(step.token, (self._timeline.now, stepped.reply.value))
+            self.on_grant(circuit, step.reporter, step.token)
         if stepped.dirty:
             self._copies.append((self._timeline.now, self._all()))
         self._moved(circuit)
@@ -131,6 +133,14 @@ class Server:
         """The circuit's header, as a poll reads it."""
         fields = self._machines[circuit].fields()
         return None if fields is None else model.load_header(fields["h"])
+
+    def holds(self, circuit: str, token: str) -> bool:
+        """Whether a token holds a permit whose lease is not over."""
+        fields = self._machines[circuit].fields()
+        stored = None if fields is None else model.load(fields)
+        return stored is not None and any(
+            s.token == token and s.since + s.lease > self.now for s in stored.slots
+        )
 
     def poll(self, circuits: list[str]) -> tuple[int, list[str | None]]:
         """What a poll is answered."""

@@ -38,6 +38,7 @@ class Wire:
         self._connection = 0  # grows when the connection is lost
         self._waiting: Done | None = None
         self._wanted = self._subscribing = self._subscribed = False
+        self.trouble = -1  # when it last failed (ms)
         self.slow = self.partitioned = self.deaf = self.repeats = False
 
     def _delay(self) -> int:
@@ -52,8 +53,9 @@ class Wire:
         def answer(value: Any) -> None:
             if self._waiting is answer:
                 self._waiting = None
-                if isinstance(value, StoreDown) and value.timeout:
-                    self._connection += 1
+                if isinstance(value, StoreDown):
+                    self.trouble = self._timeline.now
+                    self._connection += int(value.timeout)
                 done(value)
 
         self._waiting = answer
@@ -133,6 +135,7 @@ class Wire:
             self._subscribing, self._subscribed = False, True
             self._server.subscribers[self] = self._push
             self._process.session.subscribed()
+            self._process.world.oracle.subscribed(self._process)
             self._watch()
 
     def _subscription_failed(self, code: str) -> None:

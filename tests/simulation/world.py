@@ -67,6 +67,7 @@ class World:
         self.processes: list[Process] = []
         self.calls: dict[str, dict[int, tuple[str, Permit]]] = {}
         self.server.on_transition = self._transition
+        self.server.on_grant = self._granted
         self._armed: list[Event] = []
         self._born = 0
         self._versions = 0
@@ -97,6 +98,11 @@ class World:
         process = Process(self, self._name(), policy, self.plan.explicit or upgrade)
         self.processes.append(process)
         process.start()
+
+    def _granted(self, circuit: str, reporter: str, token: str) -> None:
+        for process in self.processes:
+            if f"r{process.name}" == reporter:
+                self.oracle.granted(process, circuit, token)
 
     def _chosen(self, event: Event) -> Process | None:
         alive = [p for p in self.processes if p.alive]

@@ -299,9 +299,12 @@ class Check:
     def __init__(self) -> None:
         self.well = True
         self.calls = 0
+        self.goes_on = threading.Event()
+        self.goes_on.set()
 
     def __call__(self) -> None:
         self.calls += 1
+        self.goes_on.wait(30)
         if not self.well:
             raise Boom
 
@@ -360,3 +363,34 @@ def test_a_health_check_that_never_passed_is_not_the_probe(
     make_shared_due(breaker, clock)
     succeed(breaker)  # a call is
     wait_until(lambda: breaker.state == "closed")
+
+
+def test_a_health_check_that_hangs_lets_calls_probe(
+    start: Callable[[], Process], clock: FakeClock
+) -> None:
+    """Found by simulation: nobody but the check might probe, and it never came back."""
+    process = start()
+    breaker = process.synced(BRITTLE)
+    check = Check()
+    breaker.health_check(check)
+    process.registry.flush(10.0)
+    wait_until(lambda: check.calls == 1 and idle(process))
+    make_shared_due(breaker, clock)
+    check.goes_on.clear()
+    process.registry.flush(10.0)
+    wait_until(lambda: check.calls == 2)
+    assert refused(breaker).state in ("open", "half_open")
+    clock.advance(BRITTLE.permit_lease + 1)
+    process.registry.flush(10.0)
+
+    def admitted() -> bool:
+        try:
+            return breaker.call(lambda: True)
+        except CircuitBreakerOpenException:
+            clock.advance(0.1)
+            return False
+
+    wait_until(admitted)
+    wait_until(lambda: breaker.state == "closed")
+    check.goes_on.set()
+    wait_until(lambda: idle(process))

@@ -1,0 +1,146 @@
+"""Seeded runs of simulated fleets; ``python -m tests.simulation`` runs more of them.
+
+What a run is, and what is judged in it, stands in ``world.py`` and ``oracle.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import redis
+
+import distributed_breaker
+from scripts.servers import Server
+from tests.simulation.plan import FAULTS, draw
+from tests.simulation.planted import PLANTED, SCRIPT, Planted
+from tests.simulation.runner import Tally, on_script, try_seeds
+from tests.simulation.shrink import describe, shortened
+from tests.simulation.world import Failure, World, run
+
+SEEDS = 25  # in one test
+ROOT = Path(__file__).parents[2]
+
+# What must have come to pass in a few hundred seeds, or they prove little.
+MET = (
+    *FAULTS, "call", "probe", "two probes at once", "local probe", "settle again", "evidence",
+    "mirror closed to open", "mirror open to half_open", "mirror half_open to open",
+    "mirror half_open to closed", "mirror half_open to half_open", "mirror open to closed",
+    "mirror forced_open to half_open", "mirror closed to forced_open",
+)  # fmt: skip
+
+
+def check(tally: Tally, seeds: int) -> None:
+    assert not tally.failure, tally.failure
+    assert tally.seeds == seeds
+
+
+@pytest.mark.parametrize("first", range(0, 12 * SEEDS, SEEDS))
+def test_every_rule_holds_on_the_model(first: int) -> None:
+    check(try_seeds(range(first, first + SEEDS)), SEEDS)
+
+
+@pytest.mark.servers("valkey", "redis8", "redis")
+@pytest.mark.parametrize("first", [100_000, 200_000])
+def test_every_rule_holds_on_the_script(server: Server, client: redis.Redis, first: int) -> None:
+    """And the model's twin on a real server answers every step alike."""
+    tally = try_seeds(range(first, first + SEEDS // 2), on_script(client))
+    check(tally, SEEDS // 2)
+
+
+def test_what_must_be_met_is_met() -> None:
+    """Plans alone tell which faults are drawn; a few runs tell what comes of them."""
+    drawn: Counter[str] = Counter()
+    for seed in range(12 * SEEDS):
+        drawn.update(event.what for event in draw(seed).events)
+    assert all(drawn[fault] >= 10 for fault in FAULTS), drawn
+    seen: Counter[str] = Counter()
+    for seed in range(10**6, 10**6 + 400):
+        seen += run(draw(seed)).oracle.seen
+        if all(seen[what] for what in MET):
+            return
+    pytest.fail(f"never met: {[what for what in MET if not seen[what]]}")
+
+
+def test_a_seed_is_always_the_same_run() -> None:
+    def trace(seed: int) -> tuple[int, Counter[str], object]:
+        world = run(draw(seed))
+        return world.timeline.steps, world.oracle.seen, world.server.header("a")
+
+    assert [trace(seed) for seed in range(5)] == [trace(seed) for seed in range(5)]
+    assert len({trace(seed)[0] for seed in range(5)}) == 5
+
+
+# ---------------------------------------------------------------------------- failures
+
+
+def test_a_failing_seed_is_shortened_and_can_be_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invented rule that one kind of event breaks: in the end, that event alone is left."""
+    wanted = {"flush", "fork"}
+    plan = next(p for p in map(draw, range(1_000)) if wanted <= {e.what for e in p.events})
+    flush = World.do_flush
+
+    def forbidden(world: World, event: object) -> None:
+        flush(world, event)  # type: ignore[arg-type]
+        raise AssertionError("X1: nobody flushes here")
+
+    monkeypatch.setattr(World, "do_flush", forbidden)
+    with pytest.raises(Failure, match=f"seed {plan.seed}, at .* ms: X1: nobody") as caught:
+        run(plan)
+    short = shortened(caught.value, run)
+    assert [event.what for event in short.plan.events] == ["flush"]
+    number = short.plan.events[0].number
+    assert f"--seed {plan.seed} --events {number}" in describe(short)
+    with pytest.raises(Failure, match="X1"):
+        run(draw(plan.seed).only([number]))
+
+
+def test_a_defect_that_the_library_logs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("distributed_breaker.session.Session._take_reply", defect)
+    with pytest.raises(Failure, match="ZeroDivisionError"):
+        run(draw(0))
+
+
+# ---------------------------------------------------------------------------- planted errors
+
+# Those that are found within a few seeds; `python -m tests.simulation.planted` looks for all.
+QUICK = [planted for planted in (*PLANTED, *SCRIPT) if planted.quick]
+
+
+def library_with(planted: Planted, folder: Path) -> None:
+    """A copy of the package with the error in it."""
+    source = Path(distributed_breaker.__file__).parent
+    shutil.copytree(source, folder / "distributed_breaker", ignore=shutil.ignore_patterns("*.pyc"))
+    file = folder / "distributed_breaker" / planted.file
+    file.write_text(planted.plant(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.mark.parametrize("planted", [*PLANTED, *SCRIPT], ids=lambda planted: planted.what)
+def test_what_is_planted_can_still_be_planted(planted: Planted) -> None:
+    file = Path(distributed_breaker.__file__).parent / planted.file
+    assert planted.plant(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", QUICK, ids=lambda planted: planted.what)
+def test_a_planted_error_is_found(planted: Planted, tmp_path: Path) -> None:
+    """By the same command that anyone would run."""
+    library_with(planted, tmp_path)
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", "40", "--jobs", "1"]
+    if planted in SCRIPT:
+        command += ["--server", "valkey"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "python -m tests.simulation --seed" in done.stdout
