@@ -269,7 +269,7 @@ def test_a_key_that_cannot_be_used_concerns_its_circuit_alone(
     if when == "before":
         client.hset(key, "h", "1 1 00000000 closed 1 0 0 0 - 1")
         harm(client, key, how)
-    first, second = fleet.start(2, {}, synced=False, BROKEN_RETRY=500)
+    first, second = fleet.start(2, {}, synced=False, BROKEN_RETRY=300, SLOW_FLUSH=300)
     if when == "while used":
         until(lambda: all(p.do("look")["shared"] for p in (first, second)), "a sync")
         harm(client, key, how)

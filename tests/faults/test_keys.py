@@ -26,6 +26,7 @@ HARMS: dict[str, Callable[[redis.Redis, str], object]] = {
     "FLUSHALL": lambda client, key: client.flushall(),
 }
 EVERY_HARM = pytest.mark.parametrize("harm", HARMS)
+SOME = pytest.mark.parametrize("harm", ["DEL", "EXPIRE", "FLUSHALL"])
 
 
 def lose(fleet: Fleet, client: redis.Redis, harm: str) -> None:
@@ -35,11 +36,11 @@ def lose(fleet: Fleet, client: redis.Redis, harm: str) -> None:
     until(lambda: (c := fleet.found(client)) is not None and c.v > before, "it is made again")
 
 
-@EVERY_HARM
+@SOME
 def test_while_closed(fleet: Fleet, client: redis.Redis, harm: str) -> None:
     fleet.start(3, {"failure_threshold": 100_000})
     fleet.do("hammer", threads=1, outcome="failure")
-    for _ in range(3):
+    for _ in range(2):
         lose(fleet, client, harm)
     done = fleet.do("rest")
     assert all(set(said) == {"admitted", "slowest"} for said in done)
@@ -59,7 +60,7 @@ def test_while_open(fleet: Fleet, client: redis.Redis, harm: str) -> None:
     fleet.start(3, {})
     fleet.trip(client)
     fleet.do("hammer", threads=1)
-    for _ in range(3):
+    for _ in range(2):
         lose(fleet, client, harm)
         assert fleet.stored(client).state == "open"
     done = fleet.do("rest")
@@ -71,7 +72,7 @@ def test_while_open(fleet: Fleet, client: redis.Redis, harm: str) -> None:
     fleet.audit(client, kept=False)
 
 
-@EVERY_HARM
+@SOME
 def test_while_a_probe_is_out(fleet: Fleet, client: redis.Redis, harm: str) -> None:
     """Its permit is gone with the key, so its outcome decides nothing, and another may probe."""
     policy = {"open_interval": 0.2, "success_threshold": 1, "permit_lease": 600.0}

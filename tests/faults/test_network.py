@@ -72,7 +72,8 @@ def test_a_reset_after_the_step_was_carried_out(
     if what == "report":
         assert fleet.totals(client)["calls"] == sums["recorded"]  # It was carried out.
     if what == "settle":
-        assert sums["dropped"] == 0
+        assert sums["dropped"] == 1  # Its process cannot know that the first one was counted.
+        assert fleet.totals(client)["calls"] == sums["recorded"]
     assert fleet.states() == ["forced_open" if what == "override" else "closed"] * 2
 
 

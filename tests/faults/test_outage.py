@@ -139,7 +139,7 @@ def test_forced_open_holds_while_the_store_is_away(
 
 @ALL
 def test_stopped_while_closed_makes_no_call_wait(broken_server: Server, fleet: Fleet) -> None:
-    fleet.start(3, {})
+    fleet.start(3, {}, POLL=300, SLOW_FLUSH=300)
     fleet.do("succeed", count=10)
     fleet.do("flush")
     fleet.do("waits")
@@ -160,7 +160,7 @@ def test_stopped_while_closed_makes_no_call_wait(broken_server: Server, fleet: F
 def test_stopped_while_open_makes_no_call_wait(
     broken_server: Server, fleet: Fleet, client: redis.Redis
 ) -> None:
-    fleet.start(3, {})
+    fleet.start(3, {}, POLL=300, SLOW_FLUSH=300)
     fleet.trip(client)
     fleet.do("waits")
     broken_server.pause()
@@ -250,7 +250,7 @@ def test_many_that_lost_the_store_while_half_open_send_few_probes(
 
 
 def test_an_outage_is_said_once(broken_server: Server, fleet: Fleet) -> None:
-    fleet.start(2, {})
+    fleet.start(2, {}, POLL=300, SLOW_FLUSH=300)
     fleet.do("logs")
     broken_server.kill()
     until_degraded(fleet)

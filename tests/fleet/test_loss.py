@@ -55,7 +55,7 @@ def test_flushall(fleet: Fleet, client: redis.Redis, newcomer: bool) -> None:
 
 def test_flushall_without_any_traffic(fleet: Fleet, client: redis.Redis) -> None:
     """The poll finds it out."""
-    fleet.start(3, {})
+    fleet.start(3, {}, POLL=300, SLOW_FLUSH=60_000)
     fleet.trip(client)
     fleet.do("flush")  # Later reports would find it out too.
     client.flushall()
