@@ -102,6 +102,7 @@ class Session:
         self._to_remember: dict[str, None] = {}
         self._next_tick = 0
         self._next_poll = 0
+        self._kept: list[LinkedCircuit] = []  # broken ones that have not been told of in this round
         self._poll_all = False
         self._poll_refused = False  # the last poll was, and the store has not gone since
         self._subscribe_failures = 0
@@ -261,9 +262,12 @@ class Session:
         elif due:
             self._next_tick = min(self._next_tick, now + FAST_FLUSH)
         steps: list[Planned] = []
+        # What waits in a broken circuit is kept; a sync asks whether its key has been mended.
+        self._kept = [circuit for circuit in due.values() if circuit.broken]
+        if flush:
+            self._to_sync.update({c.name: c for c in self._kept})
         to_sync = dict(self._to_sync)
         for circuit in {**due, **to_sync}.values():
-            # What waits in a broken circuit is kept; a sync asks whether its key has been mended.
             out = [] if circuit.broken else circuit.outgoing()
             if not out and circuit.name in to_sync:
                 out, circuit.sent = [circuit.step("report")], now
@@ -306,10 +310,8 @@ class Session:
             if self._to_remember:
                 yield from self._remember()
             for r in requests:
-                if r.kind == "flush" and any(c.has_late for c, _, asked in steps if asked):
-                    self._requests.append(r)  # a settle came too late: its outcome goes first
-                elif r.kind == "flush":
-                    self._flushed(r)
+                if r.kind == "flush":
+                    self._flushed(r, steps)
                 elif r.kind == "look" and r.look is not None:
                     yield from self._look(r.future, r.look)
         except StoreDown as error:
@@ -341,9 +343,13 @@ class Session:
                 raise
             _fail(future, StoreUnavailable(f"the store refuses to be read: {error}"))
 
-    def _flushed(self, request: Request) -> None:
+    def _flushed(self, request: Request, steps: list[Planned]) -> None:
         kept = [c for c in list(self._circuits.values()) if c.broken and c.has_output]
-        if kept:
+        late = any(circuit.has_late for circuit, _, asked in steps if asked is not None)
+        if late or any(not c.broken and c.has_output for c in self._kept):
+            # A settle came too late, or a key has been mended: that must be told, too.
+            self._requests.append(request)
+        elif kept:
             why = f"the store refuses circuit {kept[0].name!r}: {kept[0].broken}"
             _fail(request.future, StoreUnavailable(f"not acknowledged: {why}"))
         else:

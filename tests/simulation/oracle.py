@@ -7,6 +7,7 @@ whose message begins with the rule's name.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Oracle:
         self._mirrors: dict[tuple[str, str], tuple[Header, int | None]] = {}
         self._probes: dict[int, Probe] = {}
         self._asked: dict[str, Counter[str]] = defaultdict(Counter)
+        self._unflushed = ""  # futures swallow what their callbacks raise
         self._asked_at: dict[str, int] = {}  # when each token was sent with an acquire
         self._used: set[str] = set()  # tokens with which probes were made
         self._suspended: dict[str, int] = {}
@@ -56,6 +58,7 @@ class Oracle:
 
     def look(self, process: Process) -> None:
         """C1, C6 and the promise that a loss never closes an open circuit."""
+        assert not self._unflushed, f"flush: {self._unflushed}"
         for name, breaker in process.breakers.items():
             shadow = breaker._shadow
             header = shadow.header
@@ -126,7 +129,7 @@ class Oracle:
 
         def look() -> None:
             well = process.alive and not process.frozen and process.frozen_at < began
-            tried = process.wire.trouble < began + 2 * SOON and not process.session.down
+            tried = process.wire.trouble < began + SOON and not process.session.down
             if not well or not tried or process.wire.slow or process.wire.partitioned:
                 return
             left_alone = token not in self._used and self._server.holds(circuit, token)
@@ -134,12 +137,16 @@ class Oracle:
                 f"R2: {process} has a permit of {circuit} since {began} ms and does not use it"
             )
 
+        # After an answer that did not come, the way back to the store takes a while.
+        self._timeline.after(2 * SOON, look)
         self._timeline.after(6 * SOON, look)
 
     def refused(self, process: Process, request: Request) -> None:
         """R5: a settle is kept until its lease ends, unless the store refuses its circuit."""
         circuit = request.circuit
-        if request.kind == "settle" and circuit is not None and not circuit.broken:
+        if process.session.closed or circuit is None or circuit.broken:
+            return
+        if request.kind == "settle":
             left = request.expires - process.ms()
             assert left <= 0, f"R5: {process} gives up a settle {left} ms before its lease ends"
 
@@ -225,6 +232,23 @@ class Oracle:
         self._asked[process.name] = Counter()
 
     # ------------------------------------------------------------------ accounts
+
+    def flushes(self, process: Process) -> None:
+        """A flush that succeeds has told the store everything that was recorded before it, but for
+        what had been lost."""
+        said = dict(process.recorded)
+
+        def done(future: Future[object]) -> None:
+            if future.exception() is not None:
+                return
+            self.seen["flush that succeeds"] += 1
+            for name, breaker in process.breakers.items():
+                shadow = breaker._shadow
+                settled = shadow.flushed + shadow.dropped
+                if settled < said[name]:
+                    self._unflushed = f"{process} of {name}: {said[name]} were, {settled} are done"
+
+        process.session.flush().add_done_callback(done)
 
     def accounts(self, process: Process) -> None:
         """C4: recorded = flushed + dropped + pending, and recorded is what calls have said."""

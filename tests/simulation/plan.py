@@ -38,6 +38,7 @@ FAULTS = {
     "crash": 3,  # a process dies
     "fork": 3,
     "join": 3,  # a new process
+    "leave": 2,  # a process ends as programs do: it flushes and closes
     "upgrade": 2,  # a new process with a newer policy
     "cancel": 2,  # tasks that wait for an admission are cancelled
     "operate": 3,  # an operator's word
@@ -142,6 +143,8 @@ def _traffic(chance: random.Random, circuits: tuple[str, ...]) -> list[Event]:
         events.append(_event(chance, "health", health))
     for _ in range(chance.choice([0, 0, 1, 2])):
         events.append(_event(chance, "sick", {"for_ms": chance.randint(200, 5_000)}))
+    for _ in range(chance.choice([0, 1, 4])):
+        events.append(_event(chance, "ask_for_flush", {}))
     return events
 
 

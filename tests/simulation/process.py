@@ -334,7 +334,7 @@ class Process:
         given_up = lambda: admission.given_up(future, owned)  # noqa: E731
         self.after(round(FIRST_ANSWER * 1000), lambda: end(given_up))
         if cancellable and self.cancels and self.chance.random() < 0.5:
-            self.after(self.chance.choice([0, 2, 100]), cancel)
+            self.after(self.chance.choice([0, 1, 2, 5, 100]), cancel)
 
     def _admitted(
         self, breaker: SimBreaker, permit: Permit, longest: int, *, by_check: bool = False

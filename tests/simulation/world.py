@@ -110,6 +110,8 @@ class World:
 
     def kill(self, process: Process) -> None:
         """Nothing that it knew can be asked for any more."""
+        if not process.alive:
+            return
         for name, breaker in process.breakers.items():
             account = breaker.conservation()
             self._dead[name] += account["recorded"]
@@ -261,6 +263,26 @@ class World:
         if process is not None:
             self.kill(process)
             self.timeline.after(event.more["for_ms"], self.join)
+
+    def do_ask_for_flush(self, event: Event) -> None:
+        process = self._chosen(event)
+        if process is not None:
+            process.do(lambda: self.oracle.flushes(process))
+
+    def do_leave(self, event: Event) -> None:
+        process = self._chosen(event)
+        if process is None or process.frozen:
+            return
+
+        def end() -> None:
+            process.session.end()
+            for circuit in self.plan.circuits:
+                process.call(circuit, 0)  # guards go on working
+            self.oracle.accounts(process)
+
+        process.do(lambda: self.oracle.flushes(process))
+        process.after(self.timeline._chance.choice([0, 20, 1_000]), end)
+        self.timeline.after(1_500, lambda: self.kill(process))
 
     def do_fork(self, event: Event) -> None:
         process = self._chosen(event)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distributed_breaker import Policy, model
-from distributed_breaker.errors import StoreDown, StoreError
+from distributed_breaker.errors import StoreDown, StoreError, StoreUnavailable
 from distributed_breaker.linked import Clock, LinkedCircuit
 from distributed_breaker.model import Circuit, Reply, Step
 from distributed_breaker.session import POLL, Ask, Request, Session
@@ -202,6 +202,24 @@ def test_a_child_asks_for_a_circuit_that_was_refused_to_its_parent(session: ByHa
     session.go_round()
     assert flushed.result(0) is None
     assert session.account == {"recorded": 1, "flushed": 1, "dropped": 0, "pending": 0}
+
+
+def test_a_flush_tells_of_a_circuit_whose_key_has_been_mended(session: ByHand) -> None:
+    """Found by simulation: the sync in the same round made it well again, and its outcomes were
+    left behind by a flush that had succeeded."""
+    session.record("s")
+    session.time.advance(2.0)
+    session.go_round(lambda ask: [StoreError("WRONGTYPE x")] if ask.what == "run" else (0, [None]))
+    session.record("s")
+    refused = session.flush()
+    session.go_round(lambda ask: [StoreError("WRONGTYPE x")] if ask.what == "run" else (0, [None]))
+    with pytest.raises(StoreUnavailable, match="'c': WRONGTYPE"):
+        refused.result(0)
+    mended = session.flush()
+    session.go_round()
+    session.go_round()
+    assert mended.result(0) is None
+    assert session.account["pending"] == 0
 
 
 @pytest.mark.parametrize("heard_before", [0, 150, 900, 1_000, 1_100, 1_900])
