@@ -122,6 +122,30 @@ def test_a_part_of_a_pipeline_is_refused(
         assert sums["recorded"] == 6
 
 
+def test_scripts_that_are_flushed_in_the_midst_of_a_pipeline(
+    fleet: Fleet, client: redis.Redis, proxy: Proxy
+) -> None:
+    """Only the steps that did not find their script are sent again; the others were carried out."""
+    names = ["a", "b", "c", "d"]
+    fleet.start(1, LASTING, url=proxy.url, SLOW_FLUSH=600_000, POLL=600_000, **PATIENT)
+    for name in names:
+        fleet.do("breaker", circuit=name, policy=LASTING)
+    fleet.do("flush")
+    for _ in range(3):
+        for name in names:
+            fleet.do("succeed", circuit=name, count=2)
+        rule = proxy.fail("report", "NOSCRIPT No matching script.", times=1)
+        rule.after = 2
+        fleet.do("flush")
+        assert rule.hits == 1
+    assert not fleet[0].do("look")["degraded"]
+    for name in names:
+        assert fleet.audit(client, name) == {
+            "recorded": 6, "flushed": 6, "dropped": 0, "pending": 0,
+        }  # fmt: skip
+        assert fleet.totals(client, name)["calls"] == 6
+
+
 def test_a_probe_whose_process_freezes_while_the_store_restarts_empty(
     broken_server: Server, fleet: Fleet, client: redis.Redis
 ) -> None:
