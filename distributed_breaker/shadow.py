@@ -247,9 +247,10 @@ class Shadow:
             return answering is None
         ours = answering is not None and (answering.v, answering.nonce) == (mine.v, mine.nonce)
         if header.v == mine.v:
+            # Of two generations with one v, only the store's own reply tells which one it holds.
             if ours:
                 self._take(header, remaining, now, lasted)
-            return False
+            return answering is None
         if header.fresh and not ours and self._guarding(now):
             return True
         self._take(header, remaining, now, lasted)

@@ -25,15 +25,16 @@ from tests.simulation.world import Failure
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.simulation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, default=10**9, help="how many seeds at most")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long at most (default: 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument(
-        "--server", default="", help="valkey, redis8, redis: the script, not only the model"
-    )
+    parser.add_argument("--server", default="", help="valkey, redis8 or redis: run on its script")
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument("--events", help="with --seed: only these events, or none")
     given = parser.parse_args()

@@ -1,8 +1,28 @@
-"""Errors to plant into the library, each of which the simulation must find."""
+"""Errors to plant into the library, each of which the simulation must find.
+
+``python -m tests.simulation.planted`` plants them one after the other, and says after how long each
+was found, and by which rule.
+"""
+# ruff: noqa: E501 - an edit is easier to read on one line.
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
+
+import distributed_breaker
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(distributed_breaker.__file__).parent
+ENOUGH = 400  # seeds, about a minute on a free core
 
 
 class Planted(NamedTuple):
@@ -17,9 +37,22 @@ class Planted(NamedTuple):
     new: str
     quick: bool = False
 
-    def plant(self, text: str) -> str:
+    def plant(self) -> str:
+        """The file's text with the error."""
+        text = (PACKAGE / self.file).read_text(encoding="utf-8")
         assert text.count(self.old) == 1, f"{self.what}: {self.old!r} does not stand there once"
         return text.replace(self.old, self.new)
+
+    def look_for(self, folder: Path, seeds: int) -> subprocess.CompletedProcess[str]:
+        """Simulate with a copy of the library, made in ``folder``, that has the error: by the
+        same command that anyone would run."""
+        shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("*.pyc"))
+        (folder / PACKAGE.name / self.file).write_text(self.plant(), encoding="utf-8")
+        command = [sys.executable, "-m", "tests.simulation", "--jobs", "1", "--minutes", "10"]
+        command += ["--seeds", str(seeds), *(["--server", "valkey"] if self in SCRIPT else [])]
+        path = os.pathsep.join([str(folder), str(ROOT)])
+        return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path},
+                              capture_output=True, text=True, check=False)  # fmt: skip
 
 
 SESSION, LINKED, SHADOW = "session.py", "linked.py", "shadow.py"
@@ -70,7 +103,7 @@ PLANTED = (
     Planted("C1: an older header is adopted", SHADOW,
             "        if header.v < mine.v:\n            return answering is None\n", ""),
     Planted("a header of the same v is ignored", SHADOW,
-            "            if ours:\n                self._take(header, remaining, now, lasted)\n            return False\n", "            return False\n"),
+            "            if ours:\n                self._take(header, remaining, now, lasted)\n            return answering is None\n", "            return False\n"),
     Planted("R12: a newcomer's circuit is believed", SHADOW,
             "if header.fresh and not ours and self._guarding(now):", "if False:"),
     Planted("R12: only open is guarded", SHADOW,
@@ -113,3 +146,28 @@ SCRIPT = (
     Planted("the script: the run survives a good call", "lua/breaker.lua", "+ count\n  c.run = 0\n", "+ count\n"),
     Planted("the script: leases do not end", "lua/breaker.lua", "    if lease > 0 then\n", "    if lease >= 0 then\n"),
 )  # fmt: skip
+
+
+def _try_one(planted: Planted) -> bool:
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        done = planted.look_for(Path(folder), ENOUGH)
+    found = re.search(r"FAILED\n(seed \d+, at \d+ ms: .{,60})", done.stdout)
+    said = found[1] if found else f"MISSED {done.stderr[-200:]}"
+    print(f"{planted.what:55} {time.monotonic() - begin:5.0f} s  {said}", flush=True)
+    return found is not None
+
+
+def main() -> int:
+    """Look for all, or for those whose description holds a word that was given."""
+    wanted = [
+        p for p in (*PLANTED, *SCRIPT) if not sys.argv[1:] or any(w in p.what for w in sys.argv[1:])
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(_try_one, wanted))
+    print(f"{sum(found)} of {len(found)} were found")
+    return 0 if all(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,17 +5,12 @@ What a run is, and what is judged in it, stands in ``world.py`` and ``oracle.py`
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import redis
 
-import distributed_breaker
 from scripts.servers import Server
 from tests.simulation.plan import FAULTS, draw
 from tests.simulation.planted import PLANTED, SCRIPT, Planted
@@ -115,32 +110,14 @@ def test_a_defect_that_the_library_logs_is_a_failure(monkeypatch: pytest.MonkeyP
 QUICK = [planted for planted in (*PLANTED, *SCRIPT) if planted.quick]
 
 
-def library_with(planted: Planted, folder: Path) -> None:
-    """A copy of the package with the error in it."""
-    source = Path(distributed_breaker.__file__).parent
-    shutil.copytree(source, folder / "distributed_breaker", ignore=shutil.ignore_patterns("*.pyc"))
-    file = folder / "distributed_breaker" / planted.file
-    file.write_text(planted.plant(file.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 @pytest.mark.parametrize("planted", [*PLANTED, *SCRIPT], ids=lambda planted: planted.what)
 def test_what_is_planted_can_still_be_planted(planted: Planted) -> None:
-    file = Path(distributed_breaker.__file__).parent / planted.file
-    assert planted.plant(file.read_text(encoding="utf-8"))
+    assert planted.plant()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", QUICK, ids=lambda planted: planted.what)
 def test_a_planted_error_is_found(planted: Planted, tmp_path: Path) -> None:
-    """By the same command that anyone would run."""
-    library_with(planted, tmp_path)
-    command = [sys.executable, "-m", "tests.simulation", "--seeds", "40", "--jobs", "1"]
-    if planted in SCRIPT:
-        command += ["--server", "valkey"]
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+    done = planted.look_for(tmp_path, seeds=40)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "python -m tests.simulation --seed" in done.stdout
