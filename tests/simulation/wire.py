@@ -7,6 +7,7 @@ the new one.  Requests are repeated here only where the library itself may send 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable
@@ -109,7 +110,9 @@ class Wire:
     def _repeat(self, circuit: str, step: Step) -> None:
         server = self._server
         delay = self._chance.choice([0, 5, 400, 2_000])
-        again = lambda: server.execute(circuit, step, repeated=True)  # noqa: E731
+        # A step that is sent again has a nonce of its own, as every step.
+        twin = dataclasses.replace(step, nonce=f"{self._chance.getrandbits(32):08x}")
+        again = functools.partial(server.execute, circuit, twin, repeated=True)
         self._timeline.after(delay, lambda: server.receive(again))
 
     # ------------------------------------------------------------------ the subscription

@@ -348,7 +348,19 @@ class World:
             assert future.done(), "L4: a flush does not come back, though everything is well"
             error = future.exception()
             assert error is None, f"L4: a flush failed, though everything is well: {error}"
+        # Health checks go on probing what is dead, so a push may be under way at any moment.
+        for _ in range(100):
+            if self._agreed():
+                break
+            self.timeline.run(self.timeline.now + 10)
         self._check_end()
+
+    def _agreed(self) -> bool:
+        return all(
+            breaker._shadow.generation == self.server.generations[name]
+            for process in self.processes
+            for name, breaker in process.breakers.items()
+        )
 
     def _beat(self, process: Process, end: int) -> None:
         if self.timeline.now < end and process.alive:
