@@ -14,9 +14,6 @@ import contextlib
 import os
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.simulation.plan import draw
 from tests.simulation.runner import _server, soak

@@ -50,7 +50,8 @@ HEALTH = ("well", "well", "broken", "broken", "slow", "flaky")
 
 class Event(NamedTuple):
     """Something that happens at ``at`` (ms), or, with ``more["on"]``, when the circuit next changes
-    to that state after it.  ``who`` is a number that chooses among processes."""
+    to that state after it.  ``who`` is a number that chooses among processes; with
+    ``more["culprit"]`` it is the process whose step made that transition."""
 
     number: int
     at: int
@@ -171,6 +172,7 @@ def _happenings(chance: random.Random, faults: list[str], circuits: tuple[str, .
             # Faults do most harm right after a transition.
             more["on"] = chance.choice(["half_open", "half_open", "open", "closed"])
             more["delay"] = chance.choice([0, 1, 3, 10, 30])
+            more["culprit"] = chance.random() < 0.6
         events.append(_event(chance, what, more))
     return events
 

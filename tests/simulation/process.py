@@ -333,7 +333,7 @@ class Process:
         future.add_done_callback(lambda _: self.after(0, lambda: end(answer)))
         given_up = lambda: admission.given_up(future, owned)  # noqa: E731
         self.after(round(FIRST_ANSWER * 1000), lambda: end(given_up))
-        if cancellable and self.cancels and self.chance.random() < 0.5:
+        if cancellable and self.chance.random() < (0.5 if self.cancels else 0.05):
             self.after(self.chance.choice([0, 1, 2, 5, 100]), cancel)
 
     def _admitted(

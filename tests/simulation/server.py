@@ -81,7 +81,7 @@ class Server:
         self._settled: set[str] = set()
         self.executed = dict.fromkeys(machines, 0)
         self.on_grant: Callable[[str, str, str], None] = lambda circuit, reporter, token: None
-        self.on_transition: Callable[[str, str], None] = lambda circuit, state: None
+        self.on_transition: Callable[[str, str, str], None] = lambda circuit, state, by: None
 
     # ------------------------------------------------------------------ requests
 
@@ -124,7 +124,7 @@ class Server:
             self._copies.append((self._timeline.now, self._all()))
         self._moved(circuit)
         if stepped.events:
-            self.on_transition(circuit, stepped.events[-1].new)
+            self.on_transition(circuit, stepped.events[-1].new, step.reporter)
             for push in list(self.subscribers.values()):
                 push(f"{circuit} {stepped.reply.header}")
         return stepped.reply

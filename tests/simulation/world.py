@@ -69,6 +69,7 @@ class World:
         self.server.on_transition = self._transition
         self.server.on_grant = self._granted
         self._armed: list[Event] = []
+        self._culprits: dict[int, str] = {}  # which reporter's step an event has waited for
         self._born = 0
         self._versions = 0
         self._dead: Counter[str] = Counter()  # outcomes that died with their process, per circuit
@@ -105,7 +106,9 @@ class World:
                 self.oracle.granted(process, circuit, token)
 
     def _chosen(self, event: Event) -> Process | None:
+        culprit = self._culprits.get(event.number, "")
         alive = [p for p in self.processes if p.alive]
+        alive = [p for p in alive if f"r{p.name}" == culprit] or alive
         return alive[event.who % len(alive)] if alive else None
 
     def kill(self, process: Process) -> None:
@@ -128,10 +131,12 @@ class World:
         else:
             self.happen(event)
 
-    def _transition(self, circuit: str, state: str) -> None:
+    def _transition(self, circuit: str, state: str, by: str) -> None:
         for event in list(self._armed):
             if (event.more["circuit"], event.more["on"]) == (circuit, state):
                 self._armed.remove(event)
+                if event.more["culprit"]:
+                    self._culprits[event.number] = by
                 self.timeline.after(event.more["delay"], functools.partial(self.happen, event))
 
     def happen(self, event: Event) -> None:

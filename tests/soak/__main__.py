@@ -15,9 +15,6 @@ import os
 import platform
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from scripts.servers import KINDS
 from tests.simulation.runner import Tally, soak
