@@ -220,7 +220,7 @@ def test_many_circuits_in_one_pipeline_over_a_slow_network(
     dropped = sum(fleet.audit(client, name)["dropped"] for name in names)
     counted = sum(fleet.totals(client, name)["calls"] for name in names)
     assert (dropped, counted) == (0, 400) if fault == "none" else dropped == 400
-    assert 200 <= counted <= 400
+    assert 0 < counted <= 400  # Those before the fault were carried out.
 
 
 @ONE

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import redis
 
+from distributed_breaker.errors import StoreDown
 from tests.faults.proxy import Proxy
 from tests.fleet.harness import PATIENT, Fleet, until
+from tests.unit.test_session import ByHand
 
 pytestmark = pytest.mark.servers("valkey")
 ADJUST = PATIENT
@@ -119,3 +121,21 @@ def test_an_old_push_changes_nothing(fleet: Fleet, client: redis.Redis) -> None:
     fleet.do("flush")
     assert fleet.states() == ["open"] * 2
     assert (fleet.stored(client).v, fleet.stored(client).state) == (before.v, "open")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a starved sender looks too late: subscription_lost speaks before a round has looked",
+)
+def test_a_refusal_is_said_once_though_the_listening_thread_is_faster(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On a busy machine the listener may fail twice before the sender has looked once."""
+    session = ByHand()
+    session.go_round()
+    refused = StoreDown("WRONGPASS", "invalid username-password pair")
+    session.subscription_lost(refused)
+    session.subscription_lost(refused)
+    session.go_round(lambda ask: refused)
+    assert session.down == "WRONGPASS"
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1

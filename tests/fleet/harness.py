@@ -21,7 +21,7 @@ import redis
 from distributed_breaker import model
 from distributed_breaker.store import key_of
 from scripts.servers import Server
-from tests.fleet.process import Nursery, Process, WorkerError, until
+from tests.fleet.process import BOUND, Nursery, Process, WorkerError, until
 
 CIRCUIT = "payments"
 
@@ -91,7 +91,8 @@ class Fleet:
         if not blank:
             self.open(made, policy, circuit=circuit, url=url)
             if synced:
-                until(lambda: all(p.do("look")["shared"] for p in made), "all have heard the store")
+                # A push alone does not do: the first call would still wait for the first answer.
+                until(lambda: all(p.do("look")["synced"] for p in made), "all have heard the store")
         return made
 
     def open(
@@ -285,5 +286,6 @@ def most_at_once(calls: Iterable[dict[str, Any]]) -> int:
 @contextlib.contextmanager
 def client_of(server: Server) -> Iterator[redis.Redis]:
     """A client for looking at the store from outside."""
-    with contextlib.closing(server.client(decode_responses=True)) as client:
+    options = {"decode_responses": True, "socket_timeout": BOUND}
+    with contextlib.closing(server.client(**options)) as client:
         yield client

@@ -271,6 +271,7 @@ class Worker(Calls):
             "state": state,
             "source": breaker._decision.source,
             "shared": header.state if header else "",
+            "synced": breaker._shadow.synced,
             "generation": [header.v, header.nonce] if header else [0, "-"],
             "degraded": breaker.degraded,
             "broken": breaker.broken,
