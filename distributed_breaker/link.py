@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from .errors import StoreDown, StoreError
 from .linked import Clock, LinkedCircuit
 from .model import Reply, Step
-from .process import close_with_process, follow_process, uwsgi_without_threads
+from .process import OwnLock, close_with_process, follow_process, uwsgi_without_threads
 from .session import Ask, Asks, Request, Session
 from .store import Subscription
 from .workers import start_thread
@@ -52,6 +52,8 @@ class Link(Session):
         circuits: gives the circuits that this process holds, by name.
     """
 
+    _start_lock = OwnLock()
+
     def __init__(
         self,
         store: Store,
@@ -68,7 +70,7 @@ class Link(Session):
     def _begin_anew(self) -> None:
         super()._begin_anew()
         self._wake = threading.Event()
-        self._start_lock = threading.Lock()
+        vars(self).pop("_start_lock", None)
         self._sender: threading.Thread | None = None
         self._listener: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -171,25 +173,41 @@ class Link(Session):
             # It was only late: the first admission had already given up on it.
             self._no_threads = False
             self._outage.end()
-        while not self._stopping.is_set():
+        stopping, wake = self._stopping, self._wake
+        while not stopping.is_set():
             self._beat += 1
             wait = max(0, self.due() - self._clock.ms()) / 1000
-            self._wake.wait(min(wait, LONGEST_WAIT))
-            self._wake.clear()
-            if not self._stopping.is_set():
+            wake.wait(min(wait, LONGEST_WAIT))
+            if self._left_behind(stopping):
+                return
+            wake.clear()
+            if not stopping.is_set():
                 self._carry_out(self.round())
+
+    def _left_behind(self, stopping: threading.Event) -> bool:
+        """Whether this thread is the parent's, in a forked child.
+
+        Threads are not copied, but a thread that gevent has made a greenlet is; it ends here, or
+        the child would have two senders.  The child has an event of its own, and nothing may be
+        asked of the parent's, for which a real thread may hold the lock for ever.
+        """
+        return self._stopping is not stopping
 
     def _carry_out(self, asks: Asks) -> None:
         """Do what a round asks for, one after the other, and tell it how that went."""
+        stopping = self._stopping
         try:
             ask = next(asks)
             while True:
+                answer, error = None, None
                 try:
                     answer = self._do(ask)
-                except Exception as error:
-                    ask = asks.throw(error)
-                else:
-                    ask = asks.send(answer)
+                except Exception as raised:
+                    error = raised
+                if self._left_behind(stopping):
+                    asks.close()
+                    return
+                ask = asks.send(answer) if error is None else asks.throw(error)
         except StopIteration:
             pass
 
@@ -205,8 +223,9 @@ class Link(Session):
     # ------------------------------------------------------------------ the listening thread
 
     def _listen_loop(self) -> None:
-        while not self._stopping.is_set():
-            if not self._pushes_wanted.wait(LONGEST_WAIT) or self._stopping.is_set():
+        stopping, wanted = self._stopping, self._pushes_wanted
+        while not stopping.is_set() and not self._left_behind(stopping):
+            if not wanted.wait(LONGEST_WAIT) or stopping.is_set() or self._left_behind(stopping):
                 continue
             subscription: Subscription | None = None
             try:
@@ -214,14 +233,17 @@ class Link(Session):
                 self.subscribed()
                 self._listen(subscription)
             except StoreDown as error:
-                if self._stopping.is_set():
+                if stopping.is_set() or self._left_behind(stopping):
                     return
-                self._stopping.wait(self.subscription_lost(error))
+                stopping.wait(self.subscription_lost(error))
             except Exception:
+                if self._left_behind(stopping):
+                    return
                 log.exception("the circuit breakers' subscription failed")
-                self._stopping.wait(1.0)
+                stopping.wait(1.0)
             finally:
-                self._subscription = None
+                if not self._left_behind(stopping):
+                    self._subscription = None
                 if subscription is not None:
                     subscription.close()
 

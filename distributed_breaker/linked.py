@@ -7,7 +7,6 @@ never held across user code or I/O.  The link and the breaker both work on this 
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from .model import Header, Reply, Step, remaining
 from .policy import Policy, State
+from .process import OwnLock
 from .shadow import Bad, Decision, Era, Generation, Shadow
 from .workers import HealthCheck
 
@@ -87,12 +87,13 @@ class LinkedCircuit:
         clock: where time comes from.
     """
 
+    _lock = OwnLock()
+
     def __init__(self, name: str, policy: Policy, shadow: Shadow, clock: Clock) -> None:
         self.name = name
         self.policy = policy
         self._shadow = shadow
         self._clock = clock
-        self._lock = threading.Lock()
         self._turn = Turn(self)
         self._left = False  # somebody found the lock taken and left outcomes to its holder
         self._era: Era | None = None
@@ -357,7 +358,7 @@ class LinkedCircuit:
 
     def forked(self, reporter: str) -> None:
         """R10: the child drops what the parent has not flushed, and counts as unsynced."""
-        self._lock = threading.Lock()
+        vars(self).pop("_lock", None)
         self.first_answer = Future()
         shadow = self._shadow
         shadow.reporter = reporter

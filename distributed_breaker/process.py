@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -17,6 +18,24 @@ class Follower(Protocol):
 
     def close(self) -> None: ...
     def forked(self) -> None: ...
+
+
+class OwnLock:
+    """A lock of this process's own, made when it is first wanted; a fork's child forgets it.
+
+    It must not be made anew right at the fork.  gunicorn's gevent workers replace threads by
+    greenlets only afterwards, and a greenlet that waits for a lock from before stops all others,
+    also the one that holds it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> threading.Lock:
+        # It is atomic, so two threads that come first at once get the same lock; and what lies in
+        # the object's own dictionary is found without asking here again.
+        lock: threading.Lock = vars(instance).setdefault(self._name, threading.Lock())
+        return lock
 
 
 _followers: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from .errors import StoreError, StoreUnavailable
 from .link import Link
 from .linked import SYSTEM_CLOCK, Clock, LinkedCircuit
 from .policy import Policy, check_circuit, check_namespace
-from .process import follow_process
+from .process import OwnLock, follow_process
 from .session import Request
 from .shadow import Shadow
 from .snapshot import Snapshot, snapshot_of
@@ -36,6 +35,8 @@ class CircuitBreakerRegistry:
     Made by ``from_url``.  Usable as a context manager, which closes it.
     """
 
+    _lock = OwnLock()
+
     def __init__(
         self, store: RedisStore | None, namespace: str, clock: Callable[[], float] | None = None
     ) -> None:
@@ -43,7 +44,6 @@ class CircuitBreakerRegistry:
         self._store = store
         self._clock = SYSTEM_CLOCK if clock is None else _clock_of(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._lock = threading.Lock()
         self._dispatcher = Dispatcher()
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
@@ -155,7 +155,8 @@ class CircuitBreakerRegistry:
 
     def _renew(self) -> str:
         """After a fork: a new id and new locks."""
-        self._lock = threading.Lock()
+        vars(self).pop("_lock", None)
+        self._dispatcher.forked()
         self._dispatcher = Dispatcher()
         self._reporter = uuid.uuid4().hex[:16]
         for breaker in self._breakers.values():

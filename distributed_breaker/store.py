@@ -155,7 +155,7 @@ class RedisStore:
         self.namespace = namespace
         self._client_of, self._db = client_factory(url)
         self._client: Any = None
-        self._lock = threading.Lock()  # the sending and the listening thread share the client
+        self._opening: Any = None  # the listening thread's connection, the last that was made
         self._clustered = "+cluster" in urlsplit(url).scheme
         self._checked = False
         self.channel = f"cb:{self._db}:{namespace}"
@@ -240,9 +240,23 @@ class RedisStore:
             client.close()
 
     def forked(self) -> None:
-        """Forget the parent's connections, which a child must not speak on."""
-        self._client, self._checked = None, False
-        self._lock = threading.Lock()
+        """Forget the parent's connections, which a child must not speak on.
+
+        The child's copies are closed, which tells the server nothing.  Left open, they would keep
+        the parent's subscription alive after its death, with nobody to read what is pushed.
+        """
+        for connection in [self._opening, *_connections_of(self._client)]:
+            if connection is not None:
+                connection.disconnect()
+        self._client, self._opening, self._checked = None, None, False
+        vars(self).pop("_own_lock", None)
+
+    @property
+    def _lock(self) -> threading.Lock:
+        """The sending and the listening thread share the client.  Made when it is first wanted, as
+        in ``process.OwnLock``; setting a default is atomic."""
+        lock: threading.Lock = vars(self).setdefault("_own_lock", threading.Lock())
+        return lock
 
     def _command(self, circuit: str, step: Step) -> tuple[Any, ...]:
         key = key_of(self.namespace, circuit)
@@ -323,7 +337,7 @@ class RedisStore:
         client = self._connected()
         if self._clustered:
             client = client.get_redis_connection(client.get_random_node())
-        connection = client.connection_pool.make_connection()
+        connection = self._opening = client.connection_pool.make_connection()
         connection.connect()
         return connection
 
@@ -335,6 +349,18 @@ def _one(client: Any, command: tuple[Any, ...]) -> Any:
         raise
     except redis.RedisError as error:
         return error
+
+
+def _connections_of(client: Any) -> list[Any]:
+    """All connections of a client, also those in use, without a lock: a thread that a forked child
+    does not have may hold the pool's."""
+    if client is None:
+        return []
+    if hasattr(client, "get_nodes"):
+        nodes = [node.redis_connection for node in client.get_nodes()]
+        return [connection for node in nodes for connection in _connections_of(node)]
+    pool = client.connection_pool
+    return [*pool._available_connections, *pool._in_use_connections]
 
 
 def _ms(time: Sequence[str]) -> int:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .process import OwnLock
+
 LISTENER_QUEUE = 1_000
 
 log = logging.getLogger("distributed_breaker")
@@ -31,11 +33,13 @@ class Dispatcher:
     the call that made the transition.
     """
 
+    _lock = OwnLock()
+
     def __init__(self) -> None:
         self._queue: queue.Queue[tuple[Callable[[Any], object], Any]] = queue.Queue(LISTENER_QUEUE)
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
         self._closed = False
+        self._left_behind = False
         self.dropped = 0
 
     def put(self, listener: Callable[[Any], object], event: object) -> None:
@@ -55,7 +59,7 @@ class Dispatcher:
         while True:
             listener, event = self._queue.get()
             try:
-                if listener is _END:
+                if listener is _END or self._left_behind:
                     return
                 listener(event)
             except BaseException:
@@ -63,6 +67,10 @@ class Dispatcher:
                 log.exception("a listener of circuit transitions raised")
             finally:
                 self._queue.task_done()
+
+    def forked(self) -> None:
+        """In the child: a thread that is a greenlet has come along, and must call nobody."""
+        self._left_behind = True
 
     def close(self, timeout: float) -> None:
         """Deliver what is queued, for at most ``timeout`` seconds, and end the thread."""
