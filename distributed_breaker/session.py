@@ -484,10 +484,10 @@ class Session:
 
     def subscription_lost(self, error: StoreDown) -> float:
         """A subscription failed or was not to be had; returns how long to pause (s)."""
-        self._poll_all = True
+        looked, self._poll_all = not self._poll_all, True
         self.wake()
         # The first failure has a round look; if that fares alike, it is the one to say so.
-        if error.loud and self._subscribe_failures and not self.down:
+        if error.loud and self._subscribe_failures and looked and not self.down:
             self._say_once(f"subscribe {error.code}", "pushes cannot be heard: %s", error)
         tries = self._subscribe_failures = min(self._subscribe_failures + 1, MAX_SUBSCRIBE_TRIES)
         return self._random.uniform(0.05, 0.1 * 2**tries)

@@ -123,10 +123,6 @@ def test_an_old_push_changes_nothing(fleet: Fleet, client: redis.Redis) -> None:
     assert (fleet.stored(client).v, fleet.stored(client).state) == (before.v, "open")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a starved sender looks too late: subscription_lost speaks before a round has looked",
-)
 def test_a_refusal_is_said_once_though_the_listening_thread_is_faster(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
