@@ -16,8 +16,8 @@ from multiprocessing import get_context
 import redis
 
 from scripts.servers import Server
-from tests.equivalence.twins import Living
 from tests.simulation.plan import Plan, draw
+from tests.simulation.server import Scripted
 from tests.simulation.shrink import describe, shortened
 from tests.simulation.world import Failure, World, run
 
@@ -46,7 +46,7 @@ def on_script(client: redis.Redis) -> Runner:
 
     def carry_out(plan: Plan) -> World:
         namespace = f"sim-{uuid.uuid4().hex[:12]}"
-        return run(plan, lambda circuit: Living(client, f"{namespace}-{circuit}"))
+        return run(plan, lambda circuit: Scripted(client, f"{namespace}-{circuit}"))
 
     return carry_out
 

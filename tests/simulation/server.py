@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
+
+import redis
 
 from distributed_breaker import model
 from distributed_breaker.errors import StoreError
-from distributed_breaker.model import Header, Reply, Step, Stepped
+from distributed_breaker.model import Circuit, Header, Reply, Step, Stepped
 from distributed_breaker.shadow import Generation
 from tests.equivalence.invariants import History, Seen
-from tests.equivalence.twins import Case, Fields, run_model
+from tests.equivalence.twins import Living
 from tests.simulation.timeline import Action, Timeline
 
 NOON = 1_764_000_000_000  # the store's clock (ms) when a run begins
@@ -22,11 +25,12 @@ COPIES = 400  # how many writes a replica may be behind at most
 
 
 class Machine(Protocol):
-    """Carries out the steps of one circuit; ``twins.Living`` is one, on a real server."""
+    """Carries out the steps of one circuit.  A circuit that it has shown never changes again."""
 
-    def fields(self) -> Fields | None: ...
+    @property
+    def circuit(self) -> Circuit | None: ...
     def step(self, step: Step, now: int) -> Stepped: ...
-    def put(self, fields: Fields | None) -> None: ...
+    def put(self, circuit: Circuit | None) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -34,21 +38,47 @@ class Modelled:
     """The model as the machine."""
 
     def __init__(self) -> None:
-        self._fields: Fields | None = None
-
-    def fields(self) -> Fields | None:
-        return self._fields
+        self.circuit: Circuit | None = None
 
     def step(self, step: Step, now: int) -> Stepped:
-        stepped = run_model(Case(self._fields, step, now))
-        self._fields = model.dump(stepped.circuit)
+        stepped = model.step(copied(self.circuit), step, now)
+        self.circuit = stepped.circuit
         return stepped
 
-    def put(self, fields: Fields | None) -> None:
-        self._fields = fields
+    def put(self, circuit: Circuit | None) -> None:
+        self.circuit = circuit
 
     def finish(self) -> None:
         pass
+
+
+class Scripted:
+    """The script on a real server as the machine, compared with the model at every step."""
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
+        self._living = Living(client, namespace)
+        self.step = self._living.step
+        self.finish = self._living.finish
+
+    @property
+    def circuit(self) -> Circuit | None:
+        return self._living.circuit
+
+    def put(self, circuit: Circuit | None) -> None:
+        self._living.put(None if circuit is None else model.dump(circuit))
+
+
+def copied(c: Circuit | None) -> Circuit | None:
+    """A circuit that shares nothing that a step may change."""
+    if c is None:
+        return None
+    return replace(
+        c,
+        ring=[list(bucket) for bucket in c.ring],
+        reporters=[replace(r) for r in c.reporters],
+        slots=[replace(s) for s in c.slots],
+        totals=list(c.totals),
+    )
 
 
 class Server:
@@ -66,7 +96,7 @@ class Server:
         self._timeline = timeline
         self._machines = machines
         self._histories = {name: History() for name in machines}
-        self._copies: deque[tuple[int, dict[str, Fields | None]]] = deque(maxlen=COPIES)
+        self._copies: deque[tuple[int, dict[str, Circuit | None]]] = deque(maxlen=COPIES)
         self._waiting: list[Action] = []
         self._offset = NOON
         self.up = True
@@ -103,8 +133,7 @@ class Server:
         if circuit in self.foreign:
             return StoreError("WRONGTYPE Operation against a key holding the wrong kind of value")
         machine = self._machines[circuit]
-        fields = machine.fields()
-        before = None if fields is None else model.load(fields)
+        before = machine.circuit
         now = self.now
         try:
             stepped = machine.step(step, now)
@@ -131,21 +160,20 @@ class Server:
 
     def header(self, circuit: str) -> Header | None:
         """The circuit's header, as a poll reads it."""
-        fields = self._machines[circuit].fields()
-        return None if fields is None else model.load_header(fields["h"])
+        stored = self._machines[circuit].circuit
+        return None if stored is None else stored.header
 
     def holds(self, circuit: str, token: str) -> bool:
         """Whether a token holds a permit whose lease is not over."""
-        fields = self._machines[circuit].fields()
-        stored = None if fields is None else model.load(fields)
+        stored = self._machines[circuit].circuit
         return stored is not None and any(
             s.token == token and s.since + s.lease > self.now for s in stored.slots
         )
 
     def poll(self, circuits: list[str]) -> tuple[int, list[str | None]]:
         """What a poll is answered."""
-        stored = [None if c in self.foreign else self._machines[c].fields() for c in circuits]
-        return self.now, [None if fields is None else fields["h"] for fields in stored]
+        stored = [None if c in self.foreign else self._machines[c].circuit for c in circuits]
+        return self.now, [None if c is None else model.dump_header(c) for c in stored]
 
     # ------------------------------------------------------------------ what befalls it
 
@@ -170,23 +198,22 @@ class Server:
         self._waiting.clear()
         self.subscribers.clear()
 
-    def older(self, lag: int) -> dict[str, Fields | None]:
+    def older(self, lag: int) -> dict[str, Circuit | None]:
         """What a replica holds that is ``lag`` ms behind."""
-        known: dict[str, Fields | None] = dict.fromkeys(self._machines)
+        known: dict[str, Circuit | None] = dict.fromkeys(self._machines)
         for at, copy in self._copies:
             if at <= self._timeline.now - lag:
                 known = copy
         return known
 
-    def replace(self, held: dict[str, Fields | None]) -> None:
+    def replace(self, held: dict[str, Circuit | None]) -> None:
         """Hold this from now on, whatever was held before."""
         self.upsets.append(self._timeline.now)
-        for circuit, fields in held.items():
-            if fields == self._machines[circuit].fields():
+        for circuit, copy in held.items():
+            if copy == self._machines[circuit].circuit:
                 continue
-            self._machines[circuit].put(fields)
-            circuit_now = None if fields is None else model.load(fields)
-            self._histories[circuit].replaced(circuit_now)
+            self._machines[circuit].put(copy)
+            self._histories[circuit].replaced(copy)
             self._moved(circuit)
         self._copies.append((self._timeline.now, self._all()))
 
@@ -194,8 +221,8 @@ class Server:
         for machine in self._machines.values():
             machine.finish()
 
-    def _all(self) -> dict[str, Fields | None]:
-        return {name: machine.fields() for name, machine in self._machines.items()}
+    def _all(self) -> dict[str, Circuit | None]:
+        return {name: machine.circuit for name, machine in self._machines.items()}
 
     def _moved(self, circuit: str) -> None:
         header = self.header(circuit)
