@@ -6,6 +6,10 @@ No signal handler is installed: an application's own stay as they are.
 from __future__ import annotations
 
 import atexit
+
+# A thread imports this when it looks up its first host.  A fork in the midst of that import would
+# leave its lock taken in the child for ever, and no thread there could look up a host again.
+import encodings.idna  # noqa: F401
 import os
 import sys
 import threading
