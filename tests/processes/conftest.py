@@ -48,3 +48,9 @@ def start(store: Server, warden: Warden, namespace: str, tmp_path: Path) -> Iter
             return program
 
         yield starting
+
+
+@pytest.fixture
+def address(store: Server) -> Path:
+    """For the web server's socket: short enough, and removed with the store's folder."""
+    return store._folder / "web"

@@ -27,12 +27,6 @@ def serve(start: Start, address: Path, *options: str, **more: str) -> tuple[Prog
     return program, Site(program, address)
 
 
-@pytest.fixture
-def address(store: Server) -> Path:
-    """For the web server's socket: short enough, and removed with the store's folder."""
-    return store._folder / "web"
-
-
 def until_agreed(site: Site, pids: list[int], state: str, circuit: str) -> None:
     """Wait until all workers are in this state, by the fleet's word."""
     for pid in pids:
