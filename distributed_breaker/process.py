@@ -59,8 +59,16 @@ def close_with_process(follower: Follower) -> None:
         if still is not None:
             still.close()
 
-    if "multiprocessing.util" in sys.modules:
-        sys.modules["multiprocessing.util"].Finalize(follower, close, exitpriority=10)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+
+        def at_end(still: Follower) -> None:
+            util.Finalize(still, close, exitpriority=10)
+
+        at_end(follower)
+        # A child of a fork server imports the program's modules, and so may start its link, before
+        # its life begins by forgetting all that is to be done at its end.  Then it calls these.
+        util.register_after_fork(follower, at_end)
     if "celery.signals" in sys.modules:
         sys.modules["celery.signals"].worker_process_shutdown.connect(close, weak=False)
 
