@@ -180,7 +180,7 @@ class Circuit:
     n: int = 0
     head: int = 0
     run: int = 0
-    ring: list[list[int]] = field(default_factory=lambda: [[0, 0, 0] for _ in range(BUCKETS)])
+    ring: list[list[int]] = field(default_factory=lambda: empty_ring())
     half: int = 0
     reporters: list[Reporter] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
@@ -227,6 +227,11 @@ def load_header(text: str) -> Header:
         )  # fmt: skip
     except (ValueError, IndexError):
         raise StoreError("CBCORRUPT the circuit's header cannot be read") from None
+
+
+def empty_ring() -> list[list[int]]:
+    """Nothing in any bucket."""
+    return [[0, 0, 0] for _ in range(BUCKETS)]
 
 
 def load(fields: dict[str, str]) -> Circuit | None:
@@ -378,7 +383,7 @@ def transition(x: Context, c: Circuit, state: str, cause: str, duration: int) ->
     c.fresh = False
     c.slots = []
     c.run = 0
-    c.ring = [[0, 0, 0] for _ in range(BUCKETS)]
+    c.ring = empty_ring()
     c.reporters = [
         Reporter(r.id, x.now if state == "closed" else r.last) for r in c.reporters if r.id != "*"
     ]
@@ -399,8 +404,6 @@ def open_duration(p: Numbers, attempt: int, nonce: str) -> int:
     if p.open_interval_max > 0:
         for _ in range(attempt):
             duration = min(duration * p.backoff_multiplier // 100, p.open_interval_max)
-            if duration == p.open_interval_max:
-                break
     return duration + duration * p.jitter // 10_000 * int(nonce[:4], 16) // 65_536
 
 
@@ -479,13 +482,13 @@ def settle_policy(x: Context, c: Circuit) -> None:
         x.dirty = True
     elif x.step.offer and offered.version >= stored.version and offered != stored:
         c.policy = offered
+        x.policy = offered
         x.dirty = True
         c.successes = min(c.successes, offered.success_threshold - 1)
         if offered.window != stored.window:
-            c.ring = [[0, 0, 0] for _ in range(BUCKETS)]
+            c.ring = empty_ring()
             for r in c.reporters:
                 r.cur = r.prev = 0
-    x.policy = c.policy if c.policy is not None else offered
 
 
 # ---------------------------------------------------------------------------- the trip rule
@@ -514,7 +517,7 @@ def verdict(x: Context, c: Circuit) -> str:
     if calls < p.minimum_calls:
         return ""
     for cause, bad, rate in (("rate", failures, p.failure_rate), ("slow", slow, p.slow_call_rate)):
-        if rate > 0 and bad > 0 and bad * 10_000 >= rate * calls:
+        if rate > 0 and bad * 10_000 >= rate * calls:
             need = min(p.failure_threshold, (rate * p.minimum_calls + 9_999) // 10_000)
             if agreed(x, c, need, False):
                 return cause
@@ -630,13 +633,14 @@ def report(x: Context, c: Circuit) -> tuple[str, int]:
     """A batch counts only for its own generation while that is closed (or forced_closed).
 
     S11: everything else is late and changes nothing but totals.  An empty batch is a sync.
+    Without an age a run has -1: its calls began in this generation, however late it began.
     """
     add_deltas(x, c)
     for run in x.step.batch:
         count_totals(x, c, run.kind, run.count)
         counted = 0
         current = (c.v, c.nonce) == x.step.era and c.state in ("closed", "forced_closed")
-        if current and (run.age < 0 or x.now - run.age >= c.since):
+        if current and x.now - run.age >= c.since:
             counted = record(x, c, run)
         c.totals[INDEX["late"]] += run.count - counted
     return "ok", 0
@@ -648,13 +652,13 @@ def acquire(x: Context, c: Circuit) -> tuple[str, int]:
     if c.state in ("closed", "forced_closed"):
         return "go", 0
     left = remaining(c.state, c.since, c.duration, x.now)
-    if c.state == "forced_open" or (c.state == "open" and left > 0):
+    if c.state == "forced_open" or left > 0:
         return "deny", left
     if c.state == "open":
         transition(x, c, "half_open", "due", c.duration)
     live, shortest = 0, MAX_DENY
     for slot in c.slots:
-        lease = max(0, min(slot.since + slot.lease - x.now, slot.lease))
+        lease = max(0, slot.since + slot.lease - x.now)
         if slot.token == x.step.token:
             return "grant", lease
         if lease > 0:
@@ -762,8 +766,7 @@ def expiry(x: Context, c: Circuit) -> int:
 
     Returns the ms for PEXPIRE, -1 for PERSIST (the log then gets 7 days), 0 for neither.
     """
-    forever = c.state in ("forced_open", "forced_closed") and c.duration < 0
-    if forever:
+    if c.duration < 0:
         c.touched = 0
         return -1 if x.events else 0
     if not x.events and c.touched <= x.now < c.touched + HOUR:

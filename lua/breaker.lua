@@ -313,7 +313,7 @@ local function transition(x, c, state, cause, duration)
   roll(c, p, x.now)
   local calls, failures, slow = counts(c)
   local evidence = table.concat({
-    text(calls), text(failures), text(slow), text(c.run), text(active(c, p, x.now)),
+    text(calls), text(failures), text(slow), text(c.run), active(c, p, x.now),
   }, ' ')
   if c.state == 'closed' or c.state == 'forced_closed' then
     local horizon = x.now - math.max(ACTIVE, p.window)
@@ -357,7 +357,6 @@ local function open_duration(p, attempt, nonce)
   if p.open_interval_max > 0 then
     for _ = 1, attempt do
       duration = math.min(div(duration * p.backoff_multiplier, 100), p.open_interval_max)
-      if duration == p.open_interval_max then break end
     end
   end
   local most = div(duration * p.jitter, 10000)
@@ -438,6 +437,7 @@ local function settle_policy(x, c)
     x.dirty = true
   elseif x.offer and offered.version >= stored.version and offered.text ~= stored.text then
     c.policy = offered
+    x.policy = offered
     x.dirty = true
     c.successes = math.min(c.successes, offered.success_threshold - 1)
     if offered.window ~= stored.window then
@@ -445,7 +445,6 @@ local function settle_policy(x, c)
       for _, r in ipairs(c.reporters) do r.cur, r.prev = 0, 0 end
     end
   end
-  x.policy = c.policy
 end
 
 -- ------------------------------------------------------------------------- the trip rule
@@ -473,7 +472,7 @@ local function verdict(x, c)
   if calls < p.minimum_calls then return '' end
   for _, rule in ipairs({{'rate', failures, p.failure_rate}, {'slow', slow, p.slow_call_rate}}) do
     local cause, bad, rate = rule[1], rule[2], rule[3]
-    if rate > 0 and bad > 0 and bad * 10000 >= rate * calls then
+    if rate > 0 and bad * 10000 >= rate * calls then
       local need = math.min(p.failure_threshold, div(rate * p.minimum_calls + 9999, 10000))
       if agreed(x, c, need, false) then return cause end
     end
@@ -602,6 +601,7 @@ end
 
 -- A batch counts only for its own generation while that is closed (or forced_closed).
 -- S11: everything else is late and changes nothing but totals. An empty batch is a sync.
+-- Without an age a run has -1: its calls began in this generation, however late it began.
 local function report(x, c)
   add_deltas(x, c)
   for _, run in ipairs(x.batch) do
@@ -609,7 +609,7 @@ local function report(x, c)
     local counted = 0
     local current = c.v == x.era.v and c.nonce == x.era.nonce
       and (c.state == 'closed' or c.state == 'forced_closed')
-    if current and (run.age < 0 or x.now - run.age >= c.since) then
+    if current and x.now - run.age >= c.since then
       counted = record(x, c, run)
     end
     c.totals[INDEX.late] = c.totals[INDEX.late] + run.count - counted
@@ -622,11 +622,11 @@ local function acquire(x, c)
   local p = x.policy
   if c.state == 'closed' or c.state == 'forced_closed' then return 'go', 0 end
   local left = remaining(c.state, c.since, c.duration, x.now)
-  if c.state == 'forced_open' or (c.state == 'open' and left > 0) then return 'deny', left end
+  if c.state == 'forced_open' or left > 0 then return 'deny', left end
   if c.state == 'open' then transition(x, c, 'half_open', 'due', c.duration) end
   local live, shortest = 0, MAX_DENY
   for _, slot in ipairs(c.slots) do
-    local lease = math.max(0, math.min(slot.since + slot.lease - x.now, slot.lease))
+    local lease = math.max(0, slot.since + slot.lease - x.now)
     if slot.token == x.token then return 'grant', lease end
     if lease > 0 then
       live = live + 1
@@ -721,9 +721,8 @@ local OPERATIONS = {
 -- An unknown circuit is created from what the client knows, or closed; fresh either way.
 local function create(x)
   local c = {
-    v = 0, nonce = '-', state = 'closed', since = 0, duration = 0, attempt = 0, successes = 0,
-    fresh = false, n = 0, head = 0, run = 0, ring = empty_ring(), half = 0, reporters = {},
-    slots = {}, totals = {}, reason = '', touched = 0,
+    v = 0, attempt = 0, n = 0, head = 0, run = 0, ring = empty_ring(), half = 0, reporters = {},
+    totals = {},
   }
   for i = 1, #NAMES do c.totals[i] = 0 end
   if x.known.v > 0 then
@@ -740,8 +739,7 @@ end
 -- Idle circuits expire after 7 days, refreshed hourly; never while forced without end.
 -- Returns the ms for PEXPIRE, -1 for PERSIST, 0 for neither.
 local function expiry(x, c)
-  local forever = (c.state == 'forced_open' or c.state == 'forced_closed') and c.duration < 0
-  if forever then
+  if c.duration < 0 then
     c.touched = 0
     return #x.events > 0 and -1 or 0
   end
@@ -782,8 +780,8 @@ local function read_run(token)
   local kind, count = string.match(body or head or token, '^(%a)(%d+)$')
   return {
     kind = kind, count = whole(count, 1, MAX_COUNT),
-    open_for = open_for and whole(open_for, 1, MAX_SPAN) or (not open_for and 0),
-    age = age and whole(age, 0, MAX_SPAN) or (not age and -1),
+    open_for = whole(open_for, 1, MAX_SPAN) or (not open_for and 0),
+    age = whole(age, 0, MAX_SPAN) or (not age and -1),
   }
 end
 
@@ -814,7 +812,7 @@ local function read_deltas(line)
 end
 
 local function name_of(value)
-  return value and string.find(value, '^[%w_-]+$') and #value <= MAX_NAME and value or nil
+  return value and string.find(value, '^[%w_-]+$') and #value <= MAX_NAME and value
 end
 
 -- Where each operation's own arguments stand, behind the common ones.

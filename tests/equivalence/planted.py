@@ -51,7 +51,7 @@ SCRIPT = (
     Edit("a new window keeps counts", "if offered.window ~= stored.window", "if false"),
     Edit("evicts the latest", "r.last < lost.last)", "r.last > lost.last)"),
     Edit("evicted shares are lost", "rest.run = rest.run + lost.run", "rest.run = rest.run"),
-    Edit("ages are ignored", "(run.age < 0 or x.now - run.age >= c.since)", "true"),
+    Edit("ages are ignored", "if current and x.now - run.age >= c.since", "if current"),
     Edit("age: > for >=", "x.now - run.age >= c.since", "x.now - run.age > c.since"),
     Edit("a batch goes on after a trip", "        return done\n", "        return count\n"),
     Edit("looks alone after recovery", "then r.last = x.now end", "then r.last = r.last end"),
@@ -132,8 +132,8 @@ SCRIPT = (
     ),
     Edit(
         "granted while open",
-        "(c.state == 'open' and left > 0)",
-        "(c.state == 'open' and left > 1)",
+        "c.state == 'forced_open' or left > 0",
+        "c.state == 'forced_open' or left > 1",
     ),
     Edit(
         "late settles count",
@@ -184,7 +184,7 @@ MODEL = (
         'if r.id == "*" else min(share, cap)',
         'if r.id == "" else min(share, cap)',
     ),
-    Edit("a move keeps the run", "    c.run = 0\n    c.ring = [[", "    c.ring = [["),
+    Edit("a move keeps the run", "    c.run = 0\n    c.ring = empty", "    c.ring = empty"),
     Edit(
         "good calls in one piece",
         "part = min(part, max(1, x.policy.minimum_calls - counts(c)[0]))",
@@ -212,8 +212,8 @@ MODEL = (
     Edit("late settles count", "if (c.v, c.nonce) != x.step.era or c.state", "if c.state"),
     Edit(
         "granted while open",
-        '(c.state == "open" and left > 0)',
-        '(c.state == "open" and left > 9)',
+        'c.state == "forced_open" or left > 0',
+        'c.state == "forced_open" or left > 9',
     ),
     Edit(
         "closes one too early",
