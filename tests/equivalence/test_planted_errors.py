@@ -1,18 +1,15 @@
 """The tests of equality find errors: every one that is planted into either twin.
 
-The errors are listed in ``planted.py``.  They are looked for with the cases of the explorations and
-of the random lives, thinned out to those that differ in what happens, and compared as everywhere.
+The errors are listed in ``planted.py``.  They are looked for with the cases of ``corpus.py``, and
+compared as everywhere.
 """
 
 from __future__ import annotations
 
-import random
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 
@@ -21,48 +18,19 @@ import redis
 
 from distributed_breaker import model, store
 from distributed_breaker.model import Stepped
-from tests.equivalence.exploration import Exploration, Place
+from tests.equivalence.corpus import Steps, corpus
+from tests.equivalence.exploration import Place
 from tests.equivalence.invariants import CHECKS, Seen
 from tests.equivalence.planted import MODEL, SCRIPT, Edit
-from tests.equivalence.small import SMALL
 from tests.equivalence.twins import Case, Script, differences, run_model
-from tests.equivalence.walks import lives
 
 pytestmark = [pytest.mark.servers("valkey"), pytest.mark.slow, pytest.mark.timeout(600)]
-Steps = list[tuple[Case, Stepped]]
 
 
-def kind_of(case: Case, stepped: Stepped) -> tuple[object, ...]:
-    """What happens in a case, roughly."""
-    step, reply = case.step, stepped.reply
-    c = Place(case.before, case.now).circuit()
-    found: tuple[object, ...] = ()
-    if c is not None:
-        rest = [r.cur + r.prev + r.run for r in c.reporters if r.id == "*"]
-        newcomer = all(r.id != step.reporter for r in c.reporters)
-        due = case.now == c.since + c.duration
-        found = (c.fresh, c.v > step.known.v, len(c.slots), due, tuple(rest), newcomer, c.run)
-    return (
-        *(step.op, step.kind, step.batch, step.open_for, step.retry, step.known[2:]),
-        *(step.offer, step.policy.version, reply.policy, reply.old, reply.verdict),
-        *(tuple((e.cause, e.new) for e in stepped.events), stepped.expiry, *found),
-    )
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def steps() -> Steps:
-    """Some thousand cases with the model's results, in an order that mixes them."""
-    walked = ((case, run_model(case)) for case in lives(number=30, steps=300))
-    explored = chain.from_iterable(islice(Exploration(small), 15_000) for small in SMALL)
-    taken: Counter[tuple[object, ...]] = Counter()
-    chosen: Steps = []
-    for case, stepped in chain(walked, explored):
-        kind = kind_of(case, stepped)
-        taken[kind] += 1
-        if taken[kind] == 1:
-            chosen.append((case, stepped))
-    random.Random(0).shuffle(chosen)
-    return chosen
+    """The cases with which the errors are looked for."""
+    return corpus()
 
 
 def test_errors_planted_into_the_script_are_found(
@@ -102,8 +70,7 @@ def _no_traces() -> Iterator[None]:
 def wrong_steps(wrong: ModuleType, cases: Iterable[Case]) -> Iterator[tuple[Case, Stepped]]:
     """What the model with the error makes of the cases."""
     for case in cases:
-        circuit = None if case.before is None else wrong.load(case.before)
-        yield case, wrong.step(circuit, case.step, case.now)
+        yield case, run_model(case, wrong)
 
 
 @pytest.mark.usefixtures("_no_traces")

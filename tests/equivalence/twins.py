@@ -70,25 +70,26 @@ class Difference(NamedTuple):
 # ---------------------------------------------------------------------------- the model
 
 
-def run_model(case: Case) -> Stepped:
-    """Carry out the step in the model."""
-    circuit = None if case.before is None else model.load(case.before)
-    return model.step(circuit, case.step, case.now)
+def run_model(case: Case, machine: Any = model) -> Stepped:
+    """Carry out the step in the model, or in a machine that is much like it."""
+    circuit = None if case.before is None else machine.load(case.before)
+    stepped: Stepped = machine.step(circuit, case.step, case.now)
+    return stepped
 
 
-def model_answer(case: Case, stepped: Stepped | None = None) -> Answer:
+def model_answer(case: Case, stepped: Stepped | None = None, machine: Any = model) -> Answer:
     """What the script must answer; ``stepped`` is the model's result where it is known already."""
     if stepped is None:
-        stepped = run_model(case)
+        stepped = run_model(case, machine)
     circuit, reply, events, expiry, dirty = stepped
     kept = KEPT if case.before is not None else -1
     log = [(e.old, e.new, str(e.v), str(case.now), e.cause, e.evidence, e.detail) for e in events]
     return Answer(
         reply=tuple(map(str, reply)),
-        fields=model.dump(circuit) if dirty else case.before or {},
+        fields=machine.dump(circuit) if dirty else case.before or {},
         log=log,
         ttl=expiry or kept,
-        log_ttl=(model.WEEK if expiry < 0 else expiry or -1) if log else -2,
+        log_ttl=(machine.WEEK if expiry < 0 else expiry or -1) if log else -2,
         pushed=[f"{CIRCUIT} {reply.header}"] if log else [],
     )
 
