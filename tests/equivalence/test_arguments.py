@@ -63,6 +63,7 @@ MALFORMED: dict[str, tuple[str, ...]] = {
         "5 - open 9 65",
         "5 - open 9 x",
     ),
+    "offer": ("", "2", "-1", "01", "true"),
     "era": ("", "1", "x abcd", "-1 abcd", "1 ab cd", "1  abcd", "1 ab.d", "1.5 a", f"{TOO_MUCH} a"),
     "reporter": NOT_A_NAME,
     "token": NOT_A_NAME,
@@ -83,7 +84,20 @@ MALFORMED: dict[str, tuple[str, ...]] = {
             "\u017f1",
         ),
         *("f1*", "f1*0", "f1*-5", "f1*x", "f1**5", "f1*5*5", f"f1*{TOO_LONG}", "f2*5", "s2*1"),
-        *("f1@", "f1@-1", "f1@x", "f1@1.5", "f1@@5", "f1@5@5", f"f1@{TOO_LONG}", "f1@5*5", "f1*@5"),
+        *(
+            "@f1@5",
+            "*f1*5",
+            "@f1*5",
+            "f1@",
+            "f1@-1",
+            "f1@x",
+            "f1@1.5",
+            "f1@@5",
+            "f1@5@5",
+            f"f1@{TOO_LONG}",
+            "f1@5*5",
+            "f1*@5",
+        ),
         *(" ".join(["s1"] * 513), "f1025", "f1024 S1", "F512 I512 f1"),
     ),
     "deltas": (
@@ -163,10 +177,16 @@ def policies(good: bool) -> Iterator[str]:
             yield POLICY._replace(**{name: value}).text()
     text = POLICY.text()
     if good:
-        yield text + " 15 16"
+        yield from (text + " 15 16", longest(256))
         return
     yield from ("", "1", text.rpartition(" ")[0], text.replace(" ", "  ", 1), " " + text)
-    yield from (text + " ", text.replace(" ", ".5 ", 1), text + " 9" * 128, text.replace(" ", ","))
+    yield from (text + " ", text.replace(" ", ".5 ", 1), longest(257), text.replace(" ", ","))
+
+
+def longest(length: int) -> str:
+    """A policy with one more word, as a newer library may have, of so many characters in all."""
+    text = POLICY.text() + " "
+    return text + "9" * (length - len(text))
 
 
 @pytest.fixture
@@ -214,13 +234,20 @@ def test_malformed_arguments_are_refused(op: str, bench: Bench) -> None:
     circuit: no hash, no log and no expiry appear, and none changes."""
     wrong = dict(changed(op, MALFORMED))
     wrong |= {
-        f"policy {text!r:.60}": [*plain(op)[:6], text, *plain(op)[7:]] for text in policies(False)
+        f"policy={text!r:.60} {len(text)}": [*plain(op)[:6], text, *plain(op)[7:]]
+        for text in policies(False)
     }
-    wrong |= {f"only {count} arguments": plain(op)[:count] for count in range(len(plain(op)))}
+    # What is absent is as malformed as what is empty; a channel or a name is not looked at.
+    names = (COMMON + OWN[op])[::-1]
+    first = {"channel": "known", "name": "known", "detail": "detail"}
+    for count, name in enumerate(reversed(names)):
+        wrong[f"{first.get(name, name)}= after {count}"] = plain(op)[:count]
     for key in (bench.there, bench.absent):
         for what, answer in zip(wrong, bench.run(list(wrong.values()), key), strict=True):
             assert isinstance(answer, redis.ResponseError), (what, answer)
             assert code_of(answer) == "CBARG", (what, answer)
+            name = what.split("=")[0].split()[-1]
+            assert str(answer) == f"CBARG argument {name} is malformed", what
         assert bench.untouched()
 
 
@@ -258,6 +285,19 @@ GARBAGE = (
     *("", "x", "1", "1 ", "-1 1 a closed 0 0 0 0 - 1", "1.5 1 a closed 0 0 0 0 - 1"),
     *("1 1 a closed 0 0 0 0 -", "1 1 a shut 0 0 0 0 - 1", "{}", "closed", "1 2 3 4 5 6 7 8 9 10"),
 )
+HEADER = "1 1 a closed 0 0 0 0 - 1"
+# Where the numbers of a header stand, and what is less than the least of each.
+NUMBERS = {0: "-1", 1: "-1", 4: "-1", 5: "-2", 6: "-1", 7: "-1", 9: "-1"}
+
+
+def spoiled(position: int, word: str) -> str:
+    """A header with another word at one place."""
+    words = HEADER.split()
+    words[position] = word
+    return " ".join(words)
+
+
+GARBAGE = (*GARBAGE, *(spoiled(place, word) for place in NUMBERS for word in ("x", "1.5", "1e1")))
 
 
 @pytest.mark.parametrize(("headers", "code"), [(NEWER, "CBSCHEMA"), (GARBAGE, "CBCORRUPT")])
@@ -276,13 +316,31 @@ def test_headers_that_cannot_be_read_are_refused(
         with pytest.raises(StoreError) as caught:
             model.load(bench.fields)
         assert caught.value.code == code, header
+        assert str(answer) == str(caught.value)
+
+
+def test_numbers_that_no_script_writes_are_no_header(bench: Bench) -> None:
+    """The script takes only numbers as it writes them, and as great as it writes them."""
+    for place, below in NUMBERS.items():
+        for word in (below, "01", "+1", TOO_MUCH):
+            if (place, word) == (0, TOO_MUCH):
+                continue
+            bench.client.hset(bench.there, "h", spoiled(place, word))
+            for op, answer in zip(
+                OWN, bench.run([plain(o) for o in OWN], bench.there), strict=True
+            ):
+                assert code_of(answer) == "CBCORRUPT", (place, word, op)
+        for word in ("0", "1"):
+            bench.client.hset(bench.there, "h", spoiled(place, word))
+            (answer,) = bench.run([plain("cancel")], bench.there)
+            assert isinstance(answer, list), (place, word)
 
 
 DAMAGE = {
     "h": ("1 x a closed 0 0 0 0 - 1", "1 1 a closed x 0 0 0 - 1", "1 1 a closed 0 0 0 0 - x"),
-    "w": ("x", "0", "0 0 1", "0 0 1:1:1", "0 0 a:1:1:1"),
-    "r": ("x", "0 a", "0 a:1:1:1", "0 a:x:0:0:0"),
-    "s": ("t", "t:1", "t:x:1", "t:1:x"),
+    "w": ("x", "0", "0 0 1", "0 0 1:1:1", "0 0 a:1:1:1", "0 0 x0:1:1:1", "0 0 0:1:1:1x"),
+    "r": ("x", "0 a", "0 a:1:1:1", "0 a:x:0:0:0", "0 x:a:1:1:1:1", "0 a:1:1:1:1:1"),
+    "s": ("t", "t:1", "t:x:1", "t:1:x", "x:t:1:1", "t:1:1:1"),
     "t": ("x", "1 2 x"),
     "e": ("x", ""),
 }
