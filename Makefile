@@ -15,7 +15,7 @@ FULL := $(VENV)/full-$(notdir $(PYTHON)).stamp
 SMALL := $(VENV)/small-$(notdir $(PYTHON)).stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo bench format clean
+.PHONY: help setup check test demo bench mutants soak format clean
 # The recipes share one environment, so two of them must never build it at once.
 .NOTPARALLEL:
 
@@ -41,6 +41,12 @@ demo: $(SMALL) ## See a fleet share one circuit (needs no Redis of your own)
 
 bench: $(FULL) ## Measure speed and cost
 	@$(BIN)/python -m scripts.bench $(ARGS)
+
+mutants: $(FULL) ## Change the twins in thousands of ways; the tests must find each
+	@$(BIN)/python -m scripts.mutants $(ARGS)
+
+soak: $(FULL) ## Simulate, and drive a fleet among faults, for minutes or hours
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 format: $(FULL) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --quiet --fix .
