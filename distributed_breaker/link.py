@@ -28,6 +28,8 @@ LONGEST_WAIT = 2.0  # s after which a waiting thread looks again, whatever it wa
 
 log = logging.getLogger("distributed_breaker")
 
+_NEVER = threading.Event()
+
 
 class Store(Protocol):
     """What the link needs of a store; see ``RedisStore``."""
@@ -178,20 +180,20 @@ class Link(Session):
             self._beat += 1
             wait = max(0, self.due() - self._clock.ms()) / 1000
             wake.wait(min(wait, LONGEST_WAIT))
-            if self._left_behind(stopping):
-                return
+            self._stay_behind(stopping)
             wake.clear()
             if not stopping.is_set():
                 self._carry_out(self.round())
 
-    def _left_behind(self, stopping: threading.Event) -> bool:
-        """Whether this thread is the parent's, in a forked child.
+    def _stay_behind(self, stopping: threading.Event) -> None:
+        """Never returns if this thread is the parent's, in a forked child.
 
-        Threads are not copied, but a thread that gevent has made a greenlet is; it ends here, or
-        the child would have two senders.  The child has an event of its own, and nothing may be
-        asked of the parent's, for which a real thread may hold the lock for ever.
+        Threads are not copied, but a thread that gevent has made a greenlet is, and the child would
+        have two senders, one of them on the parent's connection.  It cannot end, as ``threading``
+        no longer knows it; so it waits for ever.
         """
-        return self._stopping is not stopping
+        if self._stopping is not stopping:
+            _NEVER.wait()
 
     def _carry_out(self, asks: Asks) -> None:
         """Do what a round asks for, one after the other, and tell it how that went."""
@@ -204,9 +206,7 @@ class Link(Session):
                     answer = self._do(ask)
                 except Exception as raised:
                     error = raised
-                if self._left_behind(stopping):
-                    asks.close()
-                    return
+                self._stay_behind(stopping)
                 ask = asks.send(answer) if error is None else asks.throw(error)
         except StopIteration:
             pass
@@ -224,26 +224,30 @@ class Link(Session):
 
     def _listen_loop(self) -> None:
         stopping, wanted = self._stopping, self._pushes_wanted
-        while not stopping.is_set() and not self._left_behind(stopping):
-            if not wanted.wait(LONGEST_WAIT) or stopping.is_set() or self._left_behind(stopping):
+        while not stopping.is_set():
+            told = wanted.wait(LONGEST_WAIT)
+            self._stay_behind(stopping)
+            if not told or stopping.is_set():
                 continue
             subscription: Subscription | None = None
             try:
-                subscription = self._subscription = self._store.subscribe()
+                subscription = self._store.subscribe()
+                self._stay_behind(stopping)
+                self._subscription = subscription
                 self.subscribed()
                 self._listen(subscription)
             except StoreDown as error:
-                if stopping.is_set() or self._left_behind(stopping):
+                self._stay_behind(stopping)
+                if stopping.is_set():
                     return
                 stopping.wait(self.subscription_lost(error))
+                self._stay_behind(stopping)
             except Exception:
-                if self._left_behind(stopping):
-                    return
+                self._stay_behind(stopping)
                 log.exception("the circuit breakers' subscription failed")
                 stopping.wait(1.0)
             finally:
-                if not self._left_behind(stopping):
-                    self._subscription = None
+                self._subscription = None
                 if subscription is not None:
                     subscription.close()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +13,9 @@ from .process import OwnLock
 LISTENER_QUEUE = 1_000
 
 log = logging.getLogger("distributed_breaker")
+
+
+_NEVER = threading.Event()
 
 
 def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
@@ -30,13 +33,16 @@ class Dispatcher:
     """Calls listeners in order, from one thread, out of a bounded queue.
 
     The thread starts with the first event.  A listener that raises is logged, never noticed by
-    the call that made the transition.
+    the call that made the transition.  It is no ``queue.Queue``: gevent puts another class in its
+    place, for whose tasks nobody can wait with a bound.
     """
 
     _lock = OwnLock()
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[tuple[Callable[[Any], object], Any]] = queue.Queue(LISTENER_QUEUE)
+        self._queue: deque[tuple[Callable[[Any], object], Any]] = deque()
+        self._changed = threading.Condition(threading.Lock())  # never held while anything waits
+        self._unfinished = 0
         self._thread: threading.Thread | None = None
         self._closed = False
         self._left_behind = False
@@ -44,32 +50,53 @@ class Dispatcher:
 
     def put(self, listener: Callable[[Any], object], event: object) -> None:
         """Queue one call; when listeners are too slow for the queue, it is dropped and counted."""
-        try:
-            with self._lock:
-                if self._closed:
-                    self.dropped += 1
-                    return
-                self._queue.put_nowait((listener, event))
+        with self._lock:
+            if self._closed or not self._append(listener, event):
+                self.dropped += 1
+                return
+            try:
                 if self._thread is None or not self._thread.is_alive():
                     self._thread = start_thread("circuit-breaker-listeners", self._run)
-        except (queue.Full, RuntimeError):
-            self.dropped += 1
+            except RuntimeError:
+                self.dropped += 1
+                with self._changed:
+                    self._queue.pop()
+                    self._unfinished -= 1
+
+    def _append(self, listener: Callable[[Any], object], event: object) -> bool:
+        with self._changed:
+            if len(self._queue) >= LISTENER_QUEUE:
+                return False
+            self._queue.append((listener, event))
+            self._unfinished += 1
+            self._changed.notify_all()
+        return True
 
     def _run(self) -> None:
         while True:
-            listener, event = self._queue.get()
+            with self._changed:
+                while not self._queue:
+                    self._changed.wait()
+                listener, event = self._queue.popleft()
             try:
-                if listener is _END or self._left_behind:
+                if self._left_behind:
+                    _NEVER.wait()
+                if listener is _END:
                     return
                 listener(event)
             except BaseException:
                 # Also SystemExit: one listener must not end the thread that serves the others.
                 log.exception("a listener of circuit transitions raised")
             finally:
-                self._queue.task_done()
+                with self._changed:
+                    self._unfinished -= 1
+                    self._changed.notify_all()
 
     def forked(self) -> None:
-        """In the child: a thread that is a greenlet has come along, and must call nobody."""
+        """In the child: a thread that is a greenlet has come along, and must call nobody.
+
+        Nothing is put into the queue any more, so it goes on only with what was in it.
+        """
         self._left_behind = True
 
     def close(self, timeout: float) -> None:
@@ -79,19 +106,15 @@ class Dispatcher:
             self._closed = True
             if self._thread is None:
                 return
-            try:
-                self._queue.put_nowait((_END, None))
-            except queue.Full:
+            if not self._append(_END, None):
                 return  # a listener hangs: its thread is a daemon and ends with the process
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def join(self, timeout: float) -> bool:
         """Wait until every queued event has been delivered; False after ``timeout`` seconds."""
-        with self._queue.all_tasks_done:
-            return self._queue.all_tasks_done.wait_for(
-                lambda: not self._queue.unfinished_tasks, timeout
-            )
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._unfinished, timeout)
 
 
 class HealthCheck:

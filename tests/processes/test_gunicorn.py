@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from pathlib import Path
 
@@ -43,13 +44,24 @@ def check_workers(program: Program, site: Site, pids: list[int], store: Server) 
     connections = [connections_of(pid, store.url) for pid in (program.pid, *pids)]
     assert all(len(held) == 2 for held in connections[1:]), connections
     assert len(set().union(*connections)) == sum(map(len, connections)), connections
+    for pid in pids:
+        until(lambda pid=pid: site.tell(pid, "look")["senders"] == 1, "one sends")
     for look in looks:
         ours = [name for name in look["threads"] if name.startswith("circuit-breaker")]
         assert ours == ["circuit-breaker-link", "circuit-breaker-pushes"]
 
 
-@pytest.mark.parametrize("preload", [False, True], ids=["late", "preload"])
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+WAYS = [
+    *itertools.product(["sync", "gthread", "gevent"], [False, True]),
+    # As gevent's users are told to: everything is patched in the master, before the application
+    # is loaded.  Its greenlets come along into each worker.
+    ("patched gevent", True),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "preload"), WAYS, ids=[f"{k}-preload" if p else k for k, p in WAYS]
+)
 def test_the_life_of_a_server(
     start: Start, store: Server, client: redis.Redis, address: Path, tmp_path: Path,
     kind: str, preload: bool,
@@ -59,7 +71,9 @@ def test_the_life_of_a_server(
     options = ["--threads", "4"] if kind == "gthread" else []
     before = {"PRELOADED": "yes"} if preload else {}
     options += ["--preload"] if preload else []
-    options += ["--worker-class", kind]
+    options += ["--worker-class", kind.removeprefix("patched ")]
+    if kind == "patched gevent":
+        options += ["--config", "python:tests.processes.apps.patched"]
     program, site = serve(start, address, "--workers", "2", *options, **before)
     first = site.workers(2)
     for pid in first:
@@ -73,6 +87,10 @@ def test_the_life_of_a_server(
     until_agreed(site, first, "open", "payments")
     assert all(site.tell(p, "act", circuit="payments", count=3)["rejected"] == 3 for p in first)
     assert program.transitions(client, "payments") == ["closed", "open"]
+    until(
+        lambda: len({line["pid"] for line in program.noted("heard")} & set(first)) == 2,
+        "each worker's listener heard of it",
+    )
 
     # One worker holds the only permit when both are told to go.
     site.tell(first[0], "act", circuit="probed", count=3, outcome="failure")

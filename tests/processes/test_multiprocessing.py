@@ -1,4 +1,4 @@
-"""multiprocessing: children skip atexit and end by other hooks, or are killed by their pool."""
+"""multiprocessing: children skip atexit; they end by hooks of their own, or by their pool."""
 
 from __future__ import annotations
 

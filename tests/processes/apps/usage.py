@@ -7,9 +7,11 @@ with the store's counts.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -125,6 +127,30 @@ def hold(circuit: str, gate: str) -> dict[str, Any]:
     return {"admitted": 1}
 
 
+def _hear(change: Any) -> None:
+    note("heard", circuit=change.circuit, old=change.old.value, new=change.new.value)
+
+
+breakers["payments"].on_transition(_hear)
+
+
+def senders() -> int:
+    """How many threads or greenlets send for the link, without a parent's that stay behind."""
+    frames = list(sys._current_frames().values())
+    if "greenlet" in sys.modules:
+        kind = sys.modules["greenlet"].greenlet
+        frames += [g.gr_frame for g in gc.get_objects() if isinstance(g, kind) and g.gr_frame]
+    sending, waiting = Link._send_loop.__code__, Link._stay_behind.__code__
+    found = set()
+    for top in frames:
+        frame: Any = top
+        while frame is not None and frame.f_code is not waiting:
+            if frame.f_code is sending:
+                found.add(id(frame))
+            frame = frame.f_back
+    return len(found)
+
+
 def look(circuit: str = "payments") -> dict[str, Any]:
     """What this process knows of a circuit, and what runs in it."""
     own = breakers[circuit].own_view()
@@ -135,6 +161,7 @@ def look(circuit: str = "payments") -> dict[str, Any]:
         "shared": header.state if header else "",
         "reporter": registry._reporter,
         "threads": sorted(t.name for t in threading.enumerate()),
+        "senders": senders(),
     }
 
 
