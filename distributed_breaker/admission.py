@@ -140,12 +140,17 @@ def given_up(future: Future[Any], owned: bool) -> Any:
 
 
 async def wait_async(future: Future[Any], owned: bool) -> Any:
-    """The same without blocking the event loop."""
+    """The same without blocking the event loop.
+
+    Not by ``asyncio.wait_for``, which on Python 3.11 forgets a cancellation that comes together
+    with the answer: the task would go on as if nobody had cancelled it.
+    """
     waiting = asyncio.wrap_future(future)
     try:
-        return await asyncio.wait_for(waiting if owned else asyncio.shield(waiting), FIRST_ANSWER)
+        async with asyncio.timeout(FIRST_ANSWER):
+            return await (waiting if owned else asyncio.shield(waiting))
     except TimeoutError:
-        return _answer(future) if owned and future.done() else None
+        return given_up(future, owned)
     except StoreUnavailable:
         return None
 
@@ -166,7 +171,8 @@ def result(future: Future[Any], timeout: float) -> Any:
 async def result_async(future: Future[Any], timeout: float) -> Any:
     """The same without blocking the event loop."""
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(future)
     except TimeoutError:
         raise _too_late(timeout) from None
 
