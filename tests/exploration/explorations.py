@@ -17,7 +17,6 @@ from tests.exploration.search import Found, search
 from tests.exploration.world import State, World
 
 EVERY = 10  # one state of so many is judged by what follows it: that takes far longer than a move
-LIVENESS = ("L", "C", "S1:", "S2", "S3", "S7")
 
 
 class Exploration(NamedTuple):
@@ -29,7 +28,7 @@ class Exploration(NamedTuple):
     def search(self) -> Found:
         """Go through all states, and play a sample of them to their end in peace."""
         world = World(self.bounds)
-        return search(world, peace=Sample(Peace(world, LIVENESS)))
+        return search(world, peace=Sample(Peace(world)))
 
 
 class Sample:

@@ -29,6 +29,8 @@ class Peace:
         self.looked_for = rules  # how the messages of the rules begin that are judged on the way
         self.rules = world.rules
         self.scenes = 0
+        bounds = world.bounds
+        self._acquires_are_copied = bounds.duplicates > 0 and "acquire" in bounds.duplicated
         self._well: set[Scene] = set()
         self._judged: set[tuple[Scene, tuple[int, ...]]] = set()
         self._calm: dict[int, int] = {}
@@ -146,6 +148,9 @@ class Peace:
         if c.probe is not None:
             done = next(d for d in self.rules.moves(c, tick) if d.client.probe is None)
             return self._talk(stored, done, tick)
+        if c.settle is not None and self._acquires_are_copied:
+            # Then a settle must not be sent again; test_exploration.py shows what would come of it.
+            return stored, c._replace(settle=None)
         if c.settle is not None:
             c = c._replace(settle=c.settle._replace(attempt=c.settle.attempt + 1))
             return self._talk(stored, Done("", c, (self.rules.settling(c, tick),)), tick)

@@ -47,7 +47,8 @@ def test_the_rule_holds_within_the_same_bounds(removal: Removal) -> None:
     strict=True,
     raises=AssertionError,
     reason="lua/README.md lets a client repeat an acquire as well as a settle: a copy of the "
-    "acquire that comes after the settle is granted anew, and the repeated settle counts again",
+    "acquire that comes after the settle is granted anew, and the repeated settle counts again; "
+    "this library never sends an acquire twice",
 )
 def test_acquires_and_settles_may_both_be_repeated() -> None:
     """One probe counts once, also if its acquire and its settle were sent twice."""

@@ -6,7 +6,12 @@ out once.  So a move of the world costs a few look-ups, though the real model an
 make it.
 
 Messages under way are a bag: any of them may be the next to arrive.  None needs to be lost by a
-move of its own, since any may stay under way for ever.
+move of its own, since any may stay under way for ever.  What the network doubles is carried out
+twice, and answered once.
+
+Left out, for there would be too many states: the processes' local machines (quarantine, a store
+that is away for one of them), clocks that are set back, and more than one failure of the store.
+The simulation has them.
 """
 
 from __future__ import annotations
