@@ -194,7 +194,7 @@ class Circuit:
         """The part that mirrors follow."""
         return Header(
             self.v, self.nonce, self.state, self.since, self.duration, self.attempt,
-            self.successes, self.fresh, self.n, self.reason.split(" ", 1)[0] or "-",
+            self.successes, self.fresh, self.n, self.reason.partition(" ")[0] or "-",
         )  # fmt: skip
 
 

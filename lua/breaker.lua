@@ -497,7 +497,7 @@ local function reporter_of(x, c)
     end
   end
   if not own then
-    own = {id = x.reporter, last = 0, cur = 0, prev = 0, run = 0}
+    own = {id = x.reporter, cur = 0, prev = 0, run = 0}
     if named >= REPORTERS then
       c.reporters = kept(c.reporters, function(r) return r ~= lost end)
       if lost.bad > 0 then

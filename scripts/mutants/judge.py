@@ -37,8 +37,8 @@ CORPUS_TEST = "tests/equivalence/test_corpus.py"
 E = "tests/equivalence/"
 # What finds most of what the corpus does not, quickest first.
 SOON = {
-    "lua": (f"{E}test_arguments.py", f"{E}test_atomicity.py"),
-    "model": (f"{E}test_arguments.py", "tests/unit/test_shadow.py", "tests/unit/test_rules.py"),
+    "lua": (f"{E}test_values.py", f"{E}test_arguments.py", f"{E}test_atomicity.py"),
+    "model": (f"{E}test_values.py", f"{E}test_arguments.py", "tests/unit/test_shadow.py"),
 }
 ALL = ("tests/unit", "tests/equivalence")
 # Tests of one kind of server only, and those that need none.
@@ -203,7 +203,8 @@ class Judge:
             self._server.stop()
             self._server = self._start()
             return Verdict("hang")
-        except (AssertionError, TypeError) as error:  # It wrote something else than a hash or a log.
+        except (AssertionError, TypeError) as error:
+            # It wrote something else than a hash, a log and pushes.
             return Verdict("corpus", repr(error))
         return Verdict("")
 

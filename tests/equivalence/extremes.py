@@ -165,6 +165,7 @@ def the_rest() -> Iterator[Case]:
         c.reporters = [Reporter("*", last, *shares), Reporter("a", NOON - 1, 0, 0, 0)]
         now = NOON + halves * MINUTE // 2
         yield case(c, "report", now, reporter="a", batch=(Run("f"),))
+        yield case(c, "report", now, reporter="a", batch=(Run("s"),))
         yield case(c, "override", now, kind="forced_open", ttl=-1)
         yield case(c, "settle", now, token="t", kind="f")
     # The ninth reporter pushes out the one with the smallest share.
@@ -190,15 +191,18 @@ def rates() -> Iterator[Case]:
             yield case(c, "report", reporter="a", batch=(Run("s"),))
     shares = ((0, 4), (1, 1), (1, 2), (1, 4), (2, 2), (2, 4), (3, 3), (3, 4), (4, 4))
     for (rate, least), quorum, (mine, theirs) in product(
-        ((2_500, 8), (2_500, 9), (5_000, 5), (3_333, 10), (6_667, 9), (1, 10)), (2, 3), shares
+        ((2_500, 8), (2_500, 9), (5_000, 5), (3_333, 10), (6_667, 3), (6_667, 9), (1, 10)),
+        (2, 3),
+        shares,
     ):
         for threshold, old in product((3, 4, 50), (0, 2)):
             policy = PLAIN._replace(failure_threshold=threshold, quorum=quorum)
             c = circuit(policy=policy._replace(failure_rate=rate, minimum_calls=least))
             c.reporters = [Reporter("a", NOON, max(0, mine - old), old)]
             c.reporters += [Reporter("b", NOON, theirs), Reporter("c", NOON)]
-            c.ring[0] = [least - 1, least - 1, 0]
-            yield case(c, "report", reporter="a", batch=(Run("s"),))
+            for failures in (least - 1, least):
+                c.ring[0] = [failures, failures, 0]
+                yield case(c, "report", reporter="a", batch=(Run("s"),))
 
 
 # ---------------------------------------------------------------------------- knowledge and states
@@ -214,6 +218,9 @@ def knowledge_of_nothing() -> Iterator[Case]:
             yield case(c, "report", known=known)
             yield case(replace(c, fresh=False), "report", known=known)
             yield Case(None, Step("report", NONCE, PLAIN, known), NOON)
+    latest = Known(MAX_TIME, "x", "open", MINUTE, 1)
+    yield Case(None, Step("report", NONCE, PLAIN, latest), NOON)
+    yield case(c, "report", known=latest)
     for now in (0, 1, 2, 3, 5):
         yield Case(None, Step("report", NONCE, PLAIN, NOTHING), now)
         yield Case(None, Step("acquire", NONCE, PLAIN, Known(1, "x", "open", 0, 0), token="t"), now)
@@ -229,7 +236,11 @@ def unusual_states() -> Iterator[Case]:
             yield from some_steps(c)
             yield case(c, "cancel", token="nobody")
             yield case(replace(c, slots=[]), "cancel", token="nobody")
-            yield case(replace(c, slots=[], reporters=[], policy=None), "cancel", token="nobody")
+            bare = replace(c, slots=[], reporters=[])
+            yield case(bare, "cancel", token="nobody")
+            yield case(replace(bare, policy=None), "cancel", token="nobody")
+            ahead = [Slot("t", NOON + 1, MINUTE)]
+            yield case(replace(bare, slots=ahead), "cancel", token="nobody")
             yield case(c, "settle", token="t", kind="i", deltas=(("b3", 2),))
 
 
