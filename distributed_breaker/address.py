@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,6 +19,8 @@ SCHEMES = (
     "redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster://, "
     "rediss+cluster://, memory://"
 )
+
+Host = tuple[str, int]
 
 
 def _settings() -> dict[str, Any]:
@@ -36,8 +38,41 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def client_factory(url: str) -> tuple[Callable[[], Any], int]:
-    """A function that makes the client, and the number of the database.
+@dataclass(frozen=True)
+class Address:
+    """What a URL says: which servers, how to speak to them, and what they are to each other.
+
+    Attributes:
+        kind: empty for one server, ``"sentinel"`` or ``"cluster"``.
+        db: number of the database.
+        options: redis-py's, of connections to the servers that hold circuits.
+        hosts: where to ask first: the sentinels, or some nodes of the cluster.
+        primary: by which name the sentinels know it.
+        sentinel_options: redis-py's, of connections to the sentinels.
+    """
+
+    kind: str
+    db: int
+    options: dict[str, Any]
+    hosts: tuple[Host, ...] = ()
+    primary: str = ""
+    sentinel_options: dict[str, Any] = field(default_factory=dict)
+
+    def client(self) -> redis.Redis:
+        """A client of the one server."""
+        return _client(self.options)
+
+    def client_at(self, host: Host) -> redis.Redis:
+        """A client of one of a group's servers."""
+        return _client({**self.options, "host": host[0], "port": host[1]})
+
+    def sentinel_at(self, host: Host) -> redis.Redis:
+        """A client of one sentinel."""
+        return _client({**self.sentinel_options, "host": host[0], "port": host[1]})
+
+
+def address_of(url: str) -> Address:
+    """Read a URL.
 
     Raises:
         ValueError: the URL's scheme or one of its parts is not usable.
@@ -59,27 +94,18 @@ def client_factory(url: str) -> tuple[Callable[[], Any], int]:
     raise ValueError(f"{redacted(url)}: {problem}")
 
 
-def _single(url: str) -> tuple[Callable[[], Any], int]:
+def _single(url: str) -> Address:
     parts = urlsplit(url)
     path = parts.path.strip("/")
     if not _port_is_right(parts):
         raise ValueError("the port must be a number up to 65535; escape / ? # @ in a password")
     if not url.startswith("unix:") and path and not path.isdigit():
         raise ValueError("the path must be a database number, such as /0")
-    # Ours come last: an option in the URL must not make a dead server cost seconds.
-    parsed: Any = parse_url
-    options = {**parsed(url), **_settings()}
-    off = MaintNotificationsConfig(enabled=False)
-    redis.ConnectionPool(**options, maint_notifications_config=off).make_connection()
-
-    def client() -> Any:
-        pool = redis.ConnectionPool(**options, maint_notifications_config=off)
-        return redis.Redis(connection_pool=pool)
-
-    return client, int(options.get("db") or 0)
+    options = _options(url)
+    return Address("", int(options.get("db") or 0), options)
 
 
-def _sentinel(url: str) -> tuple[Callable[[], Any], int]:
+def _sentinel(url: str) -> Address:
     parts = urlsplit(url)
     path = parts.path.strip("/").split("/")
     if not path[0] or len(path) > 2 or not (path[1:] or ["0"])[0].isdigit():
@@ -87,32 +113,47 @@ def _sentinel(url: str) -> tuple[Callable[[], Any], int]:
             "name the monitored primary, such as redis+sentinel://host:26379/mymaster/0"
         )
     db = int((path[1:] or ["0"])[0])
-    hosts = _hosts(parts.netloc, 26379)
-    options = {**_access(parts), **_settings(), "db": db}
-
-    def client() -> Any:
-        sentinels: Any = redis.Sentinel
-        watched = sentinels(hosts, sentinel_kwargs={**_settings(), "ssl": options["ssl"]})
-        return watched.master_for(path[0], **options)
-
-    return client, db
+    query = dict(parse_qsl(parts.query))
+    # Sentinels have users of their own; without these, they are asked without a password.
+    own = {name: query.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    servers = _options(_as_single(parts, db, query))
+    sentinels = {**servers, **own, "db": 0}
+    return Address("sentinel", db, servers, _hosts(parts.netloc, 26379), path[0], sentinels)
 
 
-def _cluster(url: str) -> tuple[Callable[[], Any], int]:
+def _cluster(url: str) -> Address:
     parts = urlsplit(url)
     if parts.path.strip("/") not in ("", "0"):
         raise ValueError("a cluster has only database 0: leave the path out")
-    hosts = _hosts(parts.netloc, 6379)
-    options: Any = {**_access(parts), **_settings(), "retry": Retry(NoBackoff(), 1)}
-
-    def client() -> Any:
-        node: Any = redis.cluster.ClusterNode
-        return redis.RedisCluster(startup_nodes=[node(*host) for host in hosts], **options)
-
-    return client, 0
+    options = _options(_as_single(parts, 0, dict(parse_qsl(parts.query))))
+    if options.get("db"):
+        raise ValueError("a cluster has only database 0: leave db out")
+    return Address("cluster", 0, options, _hosts(parts.netloc, 6379))
 
 
 _KINDS = {"": _single, "sentinel": _sentinel, "cluster": _cluster}
+
+
+def _as_single(parts: SplitResult, db: int, query: dict[str, str]) -> str:
+    """The URL of one server of a group, wherever it is; its users and options are all alike."""
+    access, at, _ = parts.netloc.rpartition("@")
+    transport = parts.scheme.partition("+")[0]
+    return f"{transport}://{access}{at}host/{db}?{urlencode(query)}"
+
+
+def _options(url: str) -> dict[str, Any]:
+    # Ours come last: an option in the URL must not make a dead server cost seconds.
+    parsed: Any = parse_url
+    options = {**parsed(url), **_settings()}
+    _client(options).connection_pool.make_connection()  # raises if one of them is unknown
+    return options
+
+
+def _client(options: dict[str, Any]) -> redis.Redis:
+    off = MaintNotificationsConfig(enabled=False)
+    return redis.Redis(
+        connection_pool=redis.ConnectionPool(**options, maint_notifications_config=off)
+    )
 
 
 def _port_is_right(parts: SplitResult) -> bool:
@@ -122,15 +163,7 @@ def _port_is_right(parts: SplitResult) -> bool:
         return False
 
 
-def _access(parts: SplitResult) -> dict[str, Any]:
-    return {
-        "username": unquote(parts.username) if parts.username else None,
-        "password": unquote(parts.password) if parts.password else None,
-        "ssl": parts.scheme.startswith("rediss"),
-    }
-
-
-def _hosts(netloc: str, port: int) -> list[tuple[str, int]]:
+def _hosts(netloc: str, port: int) -> tuple[Host, ...]:
     hosts = []
     for part in netloc.rpartition("@")[2].split(","):
         host, colon, number = part.strip().rpartition(":")
@@ -139,7 +172,7 @@ def _hosts(netloc: str, port: int) -> list[tuple[str, int]]:
         if not host or not number.isdigit() or int(number) > 65_535:
             raise ValueError("a host is missing, or its port is not a number up to 65535")
         hosts.append((host.strip("[]"), int(number)))
-    return hosts
+    return tuple(hosts)
 
 
 def redacted(url: str) -> str:

@@ -1,8 +1,8 @@
 """The Redis side: encode a step, run the script, decode the reply.
 
-Everything that speaks to a Redis client lives here; how one is made, with connections of our own,
-short timeouts and no hidden retries, stands in ``address.py``.  All methods block; only the link's
-threads call them.  What goes over the wire is specified in ``lua/README.md``.
+How a client is made, with connections of our own, short timeouts and no hidden retries, stands in
+``address.py``, and which server is asked in ``nodes.py`` and ``cluster.py``.  All methods block;
+only the link's threads call them.  What goes over the wire is specified in ``lua/README.md``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,33 @@ import hashlib
 import re
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
-from urllib.parse import urlsplit
 
 import redis
 
-from .address import client_factory
+from .address import Address, address_of
+from .cluster import Cluster
 from .errors import StoreDown, StoreError
 from .model import Reply, Run, Step
+from .nodes import Command, Nodes, Single, Watched
 
 OLDEST = (6, 2)
 
 # Codes that concern one key; every other error concerns the whole store.
 OF_ONE_KEY = frozenset({"WRONGTYPE", "CBSCHEMA", "CBCORRUPT", "CBARG", "ERR"})
+
+# How the servers behind a URL are spoken to, by the kind of address.
+KINDS: dict[str, Callable[[Address, str], Nodes]] = {
+    "": Single,
+    "sentinel": Watched,
+    "cluster": Cluster,
+}
+
+# What the script says of after-effects when it was not given the log's key; see ``_command``.
+WITHOUT_LOG = frozenset({"xadd=ERR", "pexpire=ERR"})
 
 
 class Subscription(Protocol):
@@ -153,91 +164,79 @@ class RedisStore:
 
     def __init__(self, url: str, namespace: str) -> None:
         self.namespace = namespace
-        self._client_of, self._db = client_factory(url)
-        self._client: Any = None
+        self._address = address_of(url)
+        self._nodes: Nodes | None = None
         self._opening: Any = None  # the listening thread's connection, the last that was made
-        self._clustered = "+cluster" in urlsplit(url).scheme
         self._checked = False
-        self.channel = f"cb:{self._db}:{namespace}"
+        self.channel = f"cb:{self._address.db}:{namespace}"
         self._names = f"cb:{namespace}:circuits"
 
     def run(self, steps: Sequence[tuple[str, Step]]) -> list[Reply | StoreError]:
         """Carry out steps on circuits, in one pipeline, each at most once.
 
-        A step is sent again only when the server answers that it does not know the script.
+        A step is sent again only when the server answers that it has not carried it out.
 
         Raises:
             StoreDown: the store cannot serve; nothing is known of steps without an answer.
         """
         commands = [self._command(circuit, step) for circuit, step in steps]
-        answers = self._execute(commands)
-        unknown = [
-            i for i, a in enumerate(answers) if isinstance(a, redis.exceptions.NoScriptError)
-        ]
-        if unknown:
-            self._load_script()
-            for i, again in zip(
-                unknown, self._execute([commands[i] for i in unknown]), strict=True
-            ):
-                answers[i] = again
-        return [self._reply(answer) for answer in answers]
+        return [self._reply(answer) for answer in self._execute(commands)]
 
     def poll(self, circuits: Sequence[str]) -> tuple[int, list[str | None]]:
         """The server's time in ms and the header of each circuit (None: there is none)."""
-        commands: list[tuple[Any, ...]] = [("TIME",)]
-        commands += [("HGET", key_of(self.namespace, name), "h") for name in circuits]
-        answers = self._execute(commands)
-        self._raise_first(answers[:1])
+        now, answers = self._look([("HGET", self._key(name), "h") for name in circuits])
         headers: list[str | None] = []
-        for answer in answers[1:]:
+        for answer in answers:
             if isinstance(answer, redis.RedisError) and code_of(answer) not in OF_ONE_KEY:
                 _raise_down(answer)
             headers.append(answer if isinstance(answer, str) else None)
-        return _ms(answers[0]), headers
+        return now, headers
 
     def read(self, circuits: Sequence[str]) -> tuple[int, list[dict[str, str] | StoreError]]:
         """The server's time in ms and all fields of each circuit (empty: there is none)."""
-        commands: list[tuple[Any, ...]] = [("TIME",)]
-        commands += [("HGETALL", key_of(self.namespace, name)) for name in circuits]
-        answers = self._execute(commands)
-        self._raise_first(answers[:1])
+        now, answers = self._look([("HGETALL", self._key(name)) for name in circuits])
         fields: list[dict[str, str] | StoreError] = []
-        for answer in answers[1:]:
+        for answer in answers:
             if isinstance(answer, redis.RedisError):
                 fields.append(StoreError(f"{code_of(answer)} {answer}"))
             else:
                 fields.append(dict(answer))
-        return _ms(answers[0]), fields
+        return now, fields
 
     def log(self, circuit: str, count: int = 50) -> list[dict[str, str]]:
         """The last transitions of one circuit, newest first."""
-        key = key_of(self.namespace, circuit) + ":log"
-        (answer,) = self._execute([("XREVRANGE", key, "+", "-", "COUNT", count)])
+        key = self._key(circuit) + ":log"
+        (answer,) = self._execute([Command(key, ("XREVRANGE", key, "+", "-", "COUNT", count))])
         self._raise_first([answer])
         return [dict(fields) for _, fields in answer]
 
     def remember(self, circuits: Sequence[str]) -> None:
         """Add names to the set of known circuits."""
-        self._raise_first(self._execute([("SADD", self._names, *circuits)]))
+        self._raise_first(self._execute([Command(self._names, ("SADD", self._names, *circuits))]))
 
     def names(self) -> list[str]:
         """The names of all known circuits of the namespace, sorted."""
-        (answer,) = self._execute([("SMEMBERS", self._names)])
+        (answer,) = self._execute([Command(self._names, ("SMEMBERS", self._names))])
         self._raise_first([answer])
         return sorted(answer)
 
     def subscribe(self) -> Subscription:
         """Open the connection that hears transitions.  Raises StoreDown."""
+        nodes = self._connected()
         try:
-            return _Channel(self._connection(), self.channel)
+            connection = self._opening = nodes.connection()
+            connection.connect()
+            return _Channel(connection, self.channel, lambda: nodes.serves(connection))
         except redis.RedisError as error:
             _raise_down(error)
+        except OSError as error:
+            raise StoreDown("CONNECTION", str(error)) from error
 
     def close(self) -> None:
         """Close the connections; a later step opens them again."""
-        client, self._client, self._checked = self._client, None, False
-        if client is not None:
-            client.close()
+        nodes, self._nodes, self._checked = self._nodes, None, False
+        if nodes is not None:
+            nodes.close()
 
     def forked(self) -> None:
         """Forget the parent's connections, which a child must not speak on.
@@ -245,27 +244,33 @@ class RedisStore:
         The child's copies are closed, which tells the server nothing.  Left open, they would keep
         the parent's subscription alive after its death, with nobody to read what is pushed.
         """
-        for connection in [self._opening, *_connections_of(self._client)]:
+        left = self._nodes.connections() if self._nodes is not None else []
+        for connection in [self._opening, *left]:
             if connection is not None:
                 connection.disconnect()
-        self._client, self._opening, self._checked = None, None, False
+        self._nodes, self._opening, self._checked = None, None, False
         vars(self).pop("_own_lock", None)
 
     @property
     def _lock(self) -> threading.Lock:
-        """The sending and the listening thread share the client.  Made when it is first wanted, as
+        """The sending and the listening thread share the nodes.  Made when it is first wanted, as
         in ``process.OwnLock``; setting a default is atomic."""
         lock: threading.Lock = vars(self).setdefault("_own_lock", threading.Lock())
         return lock
 
-    def _command(self, circuit: str, step: Step) -> tuple[Any, ...]:
-        key = key_of(self.namespace, circuit)
-        return ("EVALSHA", sha(), 2, key, key + ":log", *encode(step, self.channel, circuit))
+    def _key(self, circuit: str) -> str:
+        return key_of(self.namespace, circuit)
+
+    def _command(self, circuit: str, step: Step) -> Command:
+        """A step, and the same step without the log, which may be on another node for a while."""
+        key, arguments = self._key(circuit), encode(step, self.channel, circuit)
+        whole = ("EVALSHA", sha(), 2, key, key + ":log", *arguments)
+        return Command(key, whole, alone=("EVALSHA", sha(), 1, key, *arguments))
 
     def _reply(self, answer: Any) -> Reply | StoreError:
         if not isinstance(answer, redis.RedisError):
             try:
-                return decode(answer)
+                return self._told(decode(answer))
             except (ValueError, TypeError) as error:
                 raise StoreDown("CBANSWER", f"not the script's reply: {answer!r:.80}") from error
         code = code_of(answer)
@@ -274,42 +279,53 @@ class RedisStore:
         text = str(answer)
         return StoreError(text if text.startswith(code) else f"{code} {text}")
 
+    def _told(self, reply: Reply) -> Reply:
+        """A reply without what is no news: a step that was sent without its log could not write it.
+
+        Losing an entry of the log harms nothing, and nobody needs to act.
+        """
+        if self._address.kind != "cluster" or not reply.failed:
+            return reply
+        failed = (effect for effect in reply.failed.split() if effect not in WITHOUT_LOG)
+        return reply._replace(failed=" ".join(failed))
+
     def _raise_first(self, answers: Sequence[Any]) -> None:
         for answer in answers:
             if isinstance(answer, redis.RedisError):
                 _raise_down(answer)
 
-    def _execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _execute(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands together; an error that answers one command stands in its place."""
-        try:
-            client = self._connected()
-            if self._clustered:
-                return [_one(client, command) for command in commands]
-            with client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                answers: list[Any] = pipe.execute(raise_on_error=False)
-                return answers
-        except redis.RedisError as error:
-            _raise_down(error)
-        except OSError as error:
-            raise StoreDown("CONNECTION", str(error)) from error
-        except (ValueError, TypeError, LookupError) as error:
-            # The client's own parsing of a reply failed: whatever answers there is no Redis.
-            raise StoreDown("CBANSWER", f"the server's answer is not Redis's: {error!r}") from error
+        return self._ask(commands, timed=False)[0]
 
-    def _connected(self) -> Any:
+    def _look(self, reads: Sequence[tuple[Any, ...]]) -> tuple[int, list[Any]]:
+        """Read keys, and the time.
+
+        The nodes of a cluster have a clock each.  Of those that were asked the last counts, so that
+        what remains of a deadline is never taken for less than it is.
+        """
+        answers, times = self._ask([Command(words[1], words) for words in reads], timed=True)
+        self._raise_first(times)
+        return min(map(_ms, times)), answers
+
+    def _ask(self, commands: Sequence[Command], *, timed: bool) -> tuple[list[Any], list[Any]]:
+        nodes = self._connected()
+        with _failures():
+            return nodes.ask(commands, timed=timed)
+
+    def _connected(self) -> Nodes:
         with self._lock:
-            if self._client is None:
-                self._client = self._client_of()
+            if self._nodes is None:
+                self._nodes = KINDS[self._address.kind](self._address, script())
             if not self._checked:
-                self._check_version(self._client)
+                self._check_version(self._nodes)
                 self._checked = True
-            return self._client
+            return self._nodes
 
-    def _check_version(self, client: Any) -> None:
+    def _check_version(self, nodes: Nodes) -> None:
         """HELLO needs no right of its own, unlike INFO; servers before 6.0 do not know it."""
-        hello = _one(client, ("HELLO",))
+        with _failures():
+            ((hello,), _) = nodes.ask([Command("", ("HELLO",))])
         version = ""
         if isinstance(hello, redis.RedisError) and "unknown command" in str(hello).lower():
             version = "5"
@@ -323,44 +339,19 @@ class RedisStore:
                 "CBOLD", f"the server's version {version} is older than 6.2: upgrade it"
             )
 
-    def _load_script(self) -> None:
-        if not self._clustered:
-            self._raise_first(self._execute([("SCRIPT", "LOAD", script())]))
-            return
-        try:
-            # Every primary keeps scripts of its own.
-            self._connected().script_load(script())
-        except redis.RedisError as error:
-            _raise_down(error)
 
-    def _connection(self) -> Any:
-        client = self._connected()
-        if self._clustered:
-            client = client.get_redis_connection(client.get_random_node())
-        connection = self._opening = client.connection_pool.make_connection()
-        connection.connect()
-        return connection
-
-
-def _one(client: Any, command: tuple[Any, ...]) -> Any:
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Say in this library's terms what a Redis client raises."""
     try:
-        return client.execute_command(*command)
-    except (redis.ConnectionError, redis.TimeoutError):
-        raise
+        yield
     except redis.RedisError as error:
-        return error
-
-
-def _connections_of(client: Any) -> list[Any]:
-    """All connections of a client, also those in use, without a lock: a thread that a forked child
-    does not have may hold the pool's."""
-    if client is None:
-        return []
-    if hasattr(client, "get_nodes"):
-        nodes = [node.redis_connection for node in client.get_nodes()]
-        return [connection for node in nodes for connection in _connections_of(node)]
-    pool = client.connection_pool
-    return [*pool._available_connections, *pool._in_use_connections]
+        _raise_down(error)
+    except OSError as error:
+        raise StoreDown("CONNECTION", str(error)) from error
+    except (ValueError, TypeError, LookupError) as error:
+        # The client's own parsing of a reply failed: whatever answers there is no Redis.
+        raise StoreDown("CBANSWER", f"the server's answer is not Redis's: {error!r}") from error
 
 
 def _ms(time: Sequence[str]) -> int:
@@ -374,8 +365,9 @@ class _Channel:
     """A subscription on a bare connection: redis-py's PubSub reconnects and subscribes again
     without a word, and what was pushed meanwhile would be missed unnoticed."""
 
-    def __init__(self, connection: Any, channel: str) -> None:
+    def __init__(self, connection: Any, channel: str, right: Callable[[], bool]) -> None:
         self._connection = connection
+        self._right = right
         self._waiting_for_pong = False
         self.refused = ""
         connection.send_command("SUBSCRIBE", channel)
@@ -384,6 +376,8 @@ class _Channel:
             raise answer
 
     def get(self, timeout: float) -> str | None:
+        if not self._right():
+            raise StoreDown("CONNECTION", "this server has left the group; subscribe to another")
         try:
             if not self._connection.can_read(timeout=timeout):
                 if self._waiting_for_pong:

@@ -179,14 +179,11 @@ def test_escaped_credentials(stub: Stub, user: str, authenticated: list[str]) ->
 
 def test_escaped_credentials_behind_a_sentinel() -> None:
     store = RedisStore("redis+sentinel://ann:p%40ss@one,two:26380/mymaster/3", "ns")
-    client = store._client_of()
-    kwargs = client.connection_pool.connection_kwargs
-    assert (kwargs["username"], kwargs["password"], kwargs["db"]) == ("ann", "p@ss", 3)
-    sentinels = client.connection_pool.sentinel_manager.sentinels
-    hosts = [s.connection_pool.connection_kwargs for s in sentinels]
-    assert [(h["host"], h["port"]) for h in hosts] == [("one", 26379), ("two", 26380)]
+    options = store._address.options
+    assert (options["username"], options["password"], options["db"]) == ("ann", "p@ss", 3)
+    assert store._address.hosts == (("one", 26379), ("two", 26380))
+    assert store._address.primary == "mymaster"
     assert store.channel == "cb:3:ns"
-    client.close()
 
 
 # ---------------------------------------------------------------------------- NOSCRIPT

@@ -134,7 +134,7 @@ def test_after_a_lost_connection_the_next_step_opens_another(stub: Stub, store: 
 def test_a_dead_server_costs_little() -> None:
     """Seconds for a connection and for an answer, and nothing is tried twice behind our back."""
     with contextlib.closing(RedisStore("redis://localhost", "ns")) as store:
-        settings = store._client_of().connection_pool.connection_kwargs
+        settings = store._address.client().connection_pool.connection_kwargs
     assert settings["socket_connect_timeout"] == 0.5
     assert settings["socket_timeout"] == 0.25
     assert settings["retry"].get_retries() == 0
@@ -157,7 +157,7 @@ def test_a_late_answer_never_answers_the_next_step(stub: Stub, store: RedisStore
     with contextlib.suppress(OSError):
         late.sendall(array(*ANSWER[:5], "late", *ANSWER[6:]))
     stub.answers["EVALSHA"] = array(*ANSWER)
-    store._client.connection_pool.connection_kwargs["socket_timeout"] = 10.0
+    store._nodes._client.connection_pool.connection_kwargs["socket_timeout"] = 10.0
     assert run_one(store) == REPLY
     assert len(stub.connections) == 2
 

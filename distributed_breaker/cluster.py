@@ -1,0 +1,156 @@
+"""A cluster: which of its nodes holds which circuit, and following them when they change."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
+
+from .address import Address, Host
+from .nodes import TIME, Answers, Command, connections_of, first_answer, host_of, pipeline, tell
+
+REDIRECTS = 5  # times that one command follows the cluster's directions
+
+
+class Cluster:
+    """The nodes of a cluster, and which of them holds which slot.
+
+    What is known of the slots is renewed before the next command after anything that speaks against
+    it: MOVED, CLUSTERDOWN, a lost connection, silence.
+    """
+
+    def __init__(self, address: Address, script: str) -> None:
+        self._address = address
+        self._script = script
+        self._lock = threading.Lock()  # the sending and the listening thread may ask at once
+        self._random = random.Random()  # not the application's, which may be seeded
+        self._slots: dict[int, Host] = {}
+        self._members: list[Host] = []  # primaries and replicas
+        self._clients: dict[Host, redis.Redis] = {}
+        self._known = False
+        self._failed: Host | None = None  # the node that failed last is asked last
+
+    def ask(self, commands: Sequence[Command], *, timed: bool = False) -> tuple[Answers, Answers]:
+        self._learn()
+        answers: Answers = [None] * len(commands)
+        times: Answers = []
+        # Where each command goes, and whether as an exception (ASK), with which words.
+        left = {i: (self._place(c.key), False, c.words) for i, c in enumerate(commands)}
+        for _ in range(1 + REDIRECTS):
+            for (host, asking), part in _by_node(left).items():
+                first = [TIME] if timed else []
+                said = self._tell(host, first + [left[i][2] for i in part], asking)
+                times += said[: len(first)]
+                for i, answer in zip(part, said[len(first) :], strict=True):
+                    answers[i] = answer
+            left = {
+                i: self._elsewhere(commands[i], left[i], answers[i])
+                for i in left
+                if isinstance(answers[i], (AskError, TryAgainError))
+            }
+            if not left:
+                break
+        if timed and not commands:
+            times = self._tell(self._place(""), [TIME])
+        return answers, times
+
+    def connection(self) -> Any:
+        # Each node of a cluster passes pushes on to all others.
+        self._learn()
+        return self._client(self._place("")).connection_pool.make_connection()
+
+    def serves(self, connection: Any) -> bool:
+        return not self._members or host_of(connection) in self._members
+
+    def connections(self) -> list[Any]:
+        return connections_of(list(self._clients.values()))
+
+    def close(self) -> None:
+        for client in list(self._clients.values()):
+            client.close()
+
+    def _tell(self, host: Host, words: Sequence[tuple[Any, ...]], asking: bool = False) -> Answers:
+        try:
+            answers = tell(self._client(host), self._script, words, asking)
+        except (redis.RedisError, OSError):
+            self._failed, self._known = host, False
+            raise
+        if any(isinstance(answer, (MovedError, ClusterDownError)) for answer in answers):
+            self._known = False
+        return answers
+
+    def _elsewhere(
+        self, command: Command, before: tuple[Host, bool, tuple[Any, ...]], answer: Any
+    ) -> tuple[Host, bool, tuple[Any, ...]]:
+        """Where a command goes that was not carried out, by what it was answered."""
+        host, asking, words = before
+        if isinstance(answer, TryAgainError):
+            return host, asking, command.alone or words
+        # A node that does not know its own address leaves it out.
+        there = (answer.host or host[0], answer.port)
+        moved = isinstance(answer, MovedError)
+        if moved:
+            self._slots[answer.slot_id] = there
+        return there, not moved, words
+
+    def _place(self, key: str) -> Host:
+        """The node that holds a key, or any, but rather not the one that failed last."""
+        if key:
+            host = self._slots.get(key_slot(key.encode()))
+            if host is None:
+                self._known = False
+                raise ClusterDownError("no node holds the slot", status_code="CLUSTERDOWN")
+            return host
+        others = [host for host in self._members if host != self._failed]
+        return self._random.choice(others or self._members)
+
+    def _client(self, host: Host) -> redis.Redis:
+        client = self._clients.get(host)
+        if client is None:
+            client = self._clients.setdefault(host, self._address.client_at(host))
+        return client
+
+    def _learn(self) -> None:
+        """Ask the nodes, in an order of chance, who holds what, unless that is known."""
+        with self._lock:
+            if self._known:
+                return
+            hosts = list(dict.fromkeys([*self._members, *self._address.hosts]))
+            self._random.shuffle(hosts)
+            hosts.sort(key=lambda host: host == self._failed)
+            slots, members = first_answer(hosts, self._look)
+            self._slots, self._members, self._known = slots, members, True
+            for host in [h for h in self._clients if h not in members]:
+                # What is under way there may end.
+                self._clients.pop(host).connection_pool.disconnect(inuse_connections=False)
+
+    def _look(self, host: Host) -> tuple[dict[int, Host], list[Host]]:
+        """Who holds which slot, and who else belongs to the cluster, as one node sees it."""
+        (said,) = pipeline(self._client(host), [("CLUSTER", "SLOTS")])
+        if isinstance(said, redis.RedisError):
+            raise said
+        slots: dict[int, Host] = {}
+        members: dict[Host, None] = {}
+        for first, last, *nodes in said:
+            # A node that has no name for another says "?", and nothing for itself.
+            named = [(n[0] or host[0], int(n[1])) for n in nodes if n[0] != "?"]
+            members.update(dict.fromkeys(named))
+            if named and nodes[0][0] != "?":
+                slots.update(dict.fromkeys(range(int(first), int(last) + 1), named[0]))
+        if not slots:
+            raise redis.ConnectionError(f"the node {host[0]}:{host[1]} knows of no slots")
+        return slots, list(members)
+
+
+def _by_node(
+    left: dict[int, tuple[Host, bool, tuple[Any, ...]]],
+) -> dict[tuple[Host, bool], list[int]]:
+    parts: dict[tuple[Host, bool], list[int]] = {}
+    for i, (host, asking, _) in left.items():
+        parts.setdefault((host, asking), []).append(i)
+    return parts
