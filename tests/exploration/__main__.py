@@ -14,7 +14,7 @@ from tests.exploration.explorations import LARGER, ORDINARY
 def main() -> int:
     """Go through them all."""
     parser = argparse.ArgumentParser(prog="python -m tests.exploration", description=__doc__)
-    parser.add_argument("--larger", action="store_true", help="larger bounds: minutes, gigabytes")
+    parser.add_argument("--larger", action="store_true", help="larger bounds: some minutes")
     failed = 0
     for exploration in LARGER if parser.parse_args().larger else ORDINARY:
         found = exploration.search()
