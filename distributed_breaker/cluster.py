@@ -90,6 +90,7 @@ class Cluster:
         """Where a command goes that was not carried out, by what it was answered."""
         host, asking, words = before
         if isinstance(answer, TryAgainError):
+            command.parted = bool(command.alone)
             return host, asking, command.alone or words
         # A node that does not know its own address leaves it out.
         there = (answer.host or host[0], answer.port)

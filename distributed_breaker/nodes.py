@@ -13,7 +13,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import redis
 from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError
@@ -27,7 +28,8 @@ T = TypeVar("T")
 Answers = list[Any]  # an error that answers one command stands in its place
 
 
-class Command(NamedTuple):
+@dataclass(slots=True)
+class Command:
     """A command, and what is known of it.
 
     Attributes:
@@ -35,11 +37,13 @@ class Command(NamedTuple):
         words: name and arguments.
         alone: the same with no key but that one, for a slot whose keys are on their way to another
             node: while some are there and some here, neither node takes a command with both.
+        parted: whether it went out like that.
     """
 
     key: str
     words: tuple[Any, ...]
     alone: tuple[Any, ...] = ()
+    parted: bool = False
 
 
 class Nodes(Protocol):

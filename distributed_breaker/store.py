@@ -37,9 +37,6 @@ KINDS: dict[str, Callable[[Address, str], Nodes]] = {
     "cluster": Cluster,
 }
 
-# What the script says of after-effects when it was not given the log's key; see ``_command``.
-WITHOUT_LOG = frozenset({"xadd=ERR", "pexpire=ERR"})
-
 
 class Subscription(Protocol):
     """A subscription to the pushes of one namespace.
@@ -180,7 +177,11 @@ class RedisStore:
             StoreDown: the store cannot serve; nothing is known of steps without an answer.
         """
         commands = [self._command(circuit, step) for circuit, step in steps]
-        return [self._reply(answer) for answer in self._execute(commands)]
+        replies = [self._reply(answer) for answer in self._execute(commands)]
+        return [
+            _without_log(reply) if command.parted and isinstance(reply, Reply) else reply
+            for command, reply in zip(commands, replies, strict=True)
+        ]
 
     def poll(self, circuits: Sequence[str]) -> tuple[int, list[str | None]]:
         """The server's time in ms and the header of each circuit (None: there is none)."""
@@ -270,7 +271,7 @@ class RedisStore:
     def _reply(self, answer: Any) -> Reply | StoreError:
         if not isinstance(answer, redis.RedisError):
             try:
-                return self._told(decode(answer))
+                return decode(answer)
             except (ValueError, TypeError) as error:
                 raise StoreDown("CBANSWER", f"not the script's reply: {answer!r:.80}") from error
         code = code_of(answer)
@@ -278,16 +279,6 @@ class RedisStore:
             _raise_down(answer)
         text = str(answer)
         return StoreError(text if text.startswith(code) else f"{code} {text}")
-
-    def _told(self, reply: Reply) -> Reply:
-        """A reply without what is no news: a step that was sent without its log could not write it.
-
-        Losing an entry of the log harms nothing, and nobody needs to act.
-        """
-        if self._address.kind != "cluster" or not reply.failed:
-            return reply
-        failed = (effect for effect in reply.failed.split() if effect not in WITHOUT_LOG)
-        return reply._replace(failed=" ".join(failed))
 
     def _raise_first(self, answers: Sequence[Any]) -> None:
         for answer in answers:
@@ -352,6 +343,15 @@ def _failures() -> Iterator[None]:
     except (ValueError, TypeError, LookupError) as error:
         # The client's own parsing of a reply failed: whatever answers there is no Redis.
         raise StoreDown("CBANSWER", f"the server's answer is not Redis's: {error!r}") from error
+
+
+def _without_log(reply: Reply) -> Reply:
+    """The reply to a step that was sent without its log, and so could not write it.
+
+    An entry of the log is lost, which harms nothing, and nobody needs to act.
+    """
+    failed = (e for e in reply.failed.split() if not e.startswith(("xadd=", "pexpire=")))
+    return reply._replace(failed=" ".join(failed))
 
 
 def _ms(time: Sequence[str]) -> int:
