@@ -222,14 +222,15 @@ class Cluster(Group):
                         return int(primary[1])
         raise ServerError(f"no node serves slot {slot}")
 
-    def replica_of(self, primary: Server) -> Server:
-        """A replica of a running primary, or of one that has been killed."""
+    def replicas_of(self, primary: Server) -> list[Server]:
+        """The replicas of a primary."""
         port = port_of(primary)
-        for node in self.running:
-            role = self.info(node, "replication")
-            if role["role"] == "slave" and int(role["master_port"]) == port:
-                return node
-        raise ServerError(f"{primary} has no replica")
+        roles = [(node, self.info(node, "replication")) for node in self.running]
+        return [n for n, r in roles if r["role"] == "slave" and int(r["master_port"]) == port]
+
+    def replica_of(self, primary: Server) -> Server:
+        """The one replica of a primary."""
+        return self.replicas_of(primary)[0]
 
     def _at(self, port: int) -> Server:
         return next(node for node in self.nodes if port_of(node) == port)
@@ -380,9 +381,9 @@ class Watched(Group):
         wait_for(agreed, "the Sentinels agree on a primary")
         return found[0]
 
-    def replica_of(self, primary: Server) -> Server:
-        """A replica."""
-        return next(server for server in self.running if server is not primary)
+    def replicas_of(self, primary: Server) -> list[Server]:
+        """The replicas of the primary."""
+        return [server for server in self.running if server is not primary]
 
     def switch(self, key: str) -> Server:
         """Have a replica promoted while the primary is well; returns the new primary."""

@@ -10,7 +10,7 @@ from distributed_breaker.store import key_of, sha
 from scripts.groups import Cluster, Watched
 from tests.fleet.harness import POLICY, Fleet, most_at_once
 from tests.fleet.process import until
-from tests.groups.together import same_node
+from tests.groups.together import are, heard, same_node
 
 PERMITS = 2
 HALF = {"open_interval": 0.2, "success_threshold": PERMITS, "permit_lease": 60.0}
@@ -59,16 +59,6 @@ def test_a_failover(
     for circuit in (calm, open_, half):
         fleet.audit(client, circuit, kept=False)
         fleet.until_agreed(client, circuit)
-
-
-def are(fleet: Fleet, circuit: str, state: str) -> bool:
-    """Whether all processes are in a state."""
-    return {look["state"] for look in fleet.do("look", circuit=circuit)} == {state}
-
-
-def heard(process: object, circuit: str) -> list[dict[str, str]]:
-    said = process.do("transitions")  # type: ignore[attr-defined]
-    return [t for t in said if t["circuit"] == circuit]
 
 
 def closes(fleet: Fleet, circuit: str) -> bool:

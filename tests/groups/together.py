@@ -1,4 +1,5 @@
-"""Names of circuits that a cluster keeps on one node, so that a failover concerns them all."""
+"""Circuits that a cluster keeps on one node, so that a failover concerns them all, and looking at
+them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from redis.crc import key_slot
 
 from distributed_breaker.store import key_of
 from scripts.groups import SLOTS
+from tests.fleet.harness import Fleet
+from tests.fleet.process import Process
 
 
 def slot_of(namespace: str, circuit: str) -> int:
@@ -22,3 +25,13 @@ def same_node(namespace: str, first: str, *others: str) -> list[str]:
         names = (f"{other}-{number}" for number in count())
         found.append(next(n for n in names if slot_of(namespace, n) * 3 // SLOTS == third))
     return found
+
+
+def are(fleet: Fleet, circuit: str, state: str) -> bool:
+    """Whether all processes are in a state."""
+    return {look["state"] for look in fleet.do("look", circuit=circuit)} == {state}
+
+
+def heard(process: Process, circuit: str) -> list[dict[str, str]]:
+    """The transitions of one circuit that a process's listener has heard."""
+    return [t for t in process.do("transitions") if t["circuit"] == circuit]
