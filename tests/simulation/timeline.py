@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import count
 
 Action = Callable[[], object]
+MOST_STEPS = 200_000  # in one run; usual are some 10,000, and those who talk without end have more
 
 
 class Timeline:
@@ -30,5 +31,6 @@ class Timeline:
         while self._queue and self._queue[0][0] <= until:
             self.now, _, _, action = heapq.heappop(self._queue)
             self.steps += 1
+            assert self.steps < MOST_STEPS, f"L6: {self.steps} steps by {self.now} ms, and no end"
             action()
         self.now = until
