@@ -132,3 +132,21 @@ def test_the_life_of_a_server(
     assert program.wait() == 0
     program.audit_log()
     assert "SIGKILL" not in program.log()
+
+
+def test_workers_that_are_replaced_after_some_requests_lose_nothing(
+    start: Start, client: redis.Redis, address: Path
+) -> None:
+    program, site = serve(start, address, "--workers", "2", "--max-requests", "4")
+    site.workers(2)
+    seen: set[int] = set()
+
+    def replaced() -> bool:
+        seen.add(site.ask("act", count=3)["pid"])
+        return len(seen) >= 6
+
+    until(replaced, "the third generation of workers")
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    program.audit(client, "counted")
+    assert program.totals(client, "counted")["dropped"] == 0
