@@ -94,10 +94,7 @@ class Cluster:
             return host, asking, command.alone or words
         # A node that does not know its own address leaves it out.
         there = (answer.host or host[0], answer.port)
-        moved = isinstance(answer, MovedError)
-        if moved:
-            self._slots[answer.slot_id] = there
-        return there, not moved, words
+        return there, not isinstance(answer, MovedError), words
 
     def _place(self, key: str) -> Host:
         """The node that holds a key, or any, but rather not the one that failed last."""

@@ -218,14 +218,15 @@ class Watched:
 
         def look(sentinel: Host) -> Host:
             name = self._address.primary
+            others = [s for s in self._sentinels if s != sentinel]
+            self._sentinels = [*others, sentinel]  # so that one without an answer is asked last
             with contextlib.closing(self._address.sentinel_at(sentinel)) as client:
                 (said,) = pipeline(client, [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)])
             if isinstance(said, redis.RedisError):
                 raise said
             if not said:
                 raise redis.ResponseError(f"the Sentinels know no primary {name!r}")
-            # The next question goes to the one that has answered.
-            self._sentinels = [sentinel, *(s for s in self._sentinels if s != sentinel)]
+            self._sentinels = [sentinel, *others]
             return str(said[0]), int(said[1])
 
         self._asked = time.monotonic()

@@ -35,7 +35,7 @@ def test_sentinels_that_are_dead_or_silent(
 def test_the_primary_becomes_a_replica(watched: Watched, fleet_on: Callable[..., Fleet]) -> None:
     """READONLY: the connection is as good as ever, only the server behind it has changed."""
     fleet = fleet_on(watched)
-    fleet.start(3)
+    fleet.start(3, {"open_interval": 0.5})
     fleet.do("hammer", pause=0.005)
     old = watched.primary_of("")
     new = watched.switch("")
@@ -46,10 +46,12 @@ def test_the_primary_becomes_a_replica(watched: Watched, fleet_on: Callable[...,
     fleet.do("rest")
     until(lambda: trips(fleet), "the fleet trips")
     fleet.until_agreed(client)
-    assert fleet.stored(client).header.state == "open"
+    assert fleet.stored(client).header.state in ("open", "half_open")
     fleet.audit(client, kept=False)
 
 
 def trips(fleet: Fleet) -> bool:
+    """Whether all know of a trip.  Successes of the hammering may come between, and failures that a
+    process has seen alone put it into quarantine, so a few tries may be needed."""
     fleet.do("fail", fleet.processes[:2], count=5)
     return are(fleet, CIRCUIT, "open")

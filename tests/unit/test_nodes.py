@@ -107,6 +107,10 @@ def test_no_sentinel_is_asked_after_the_bound(
     watched[0].answers["SENTINEL"] = b""
     assert down(lambda: run_one(opened(sentinel_url(watched)))).code == "CONNECTION"
     assert asked(watched[1]) == 0
+    # The next search begins where this one has ended.
+    store = opened(sentinel_url(watched))
+    down(lambda: run_one(store))
+    assert run_one(store) == REPLY
 
 
 @pytest.mark.parametrize("answer", [error("READONLY no"), error("LOADING wait"), b""])
@@ -232,7 +236,7 @@ def test_each_node_gets_its_own_steps_and_answers_keep_their_places(cluster: Clu
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
-def test_moved_is_followed_and_remembered(cluster: Cluster, host: str) -> None:
+def test_moved_is_followed_and_asked_about(cluster: Cluster, host: str) -> None:
     """A node that does not know its own address leaves it out."""
     low, high, store = cluster
     assert run_one(store) == REPLY
@@ -322,6 +326,7 @@ def test_a_poll_takes_the_time_of_the_nodes_that_it_reads(cluster: Cluster) -> N
     assert store.poll([LOW]) == (1764000012345, ["low"])
     assert store.poll([HIGH]) == (1764000010000, ["high"])
     assert store.poll([HIGH, LOW]) == (1764000010000, ["high", "low"])
+    assert store.poll([LOW, HIGH]) == (1764000010000, ["low", "high"])
     assert store.poll([])[1] == []
 
 
