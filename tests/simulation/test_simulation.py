@@ -35,23 +35,22 @@ def check(tally: Tally, seeds: int) -> None:
     assert tally.seeds == seeds
 
 
-@pytest.mark.parametrize("first", range(0, 12 * SEEDS, SEEDS))
+@pytest.mark.parametrize("first", range(0, 10 * SEEDS, SEEDS))
 def test_every_rule_holds_on_the_model(first: int) -> None:
     check(try_seeds(range(first, first + SEEDS)), SEEDS)
 
 
-@pytest.mark.servers("valkey", "redis8", "redis")
 @pytest.mark.parametrize("first", [100_000, 200_000])
 def test_every_rule_holds_on_the_script(server: Server, client: redis.Redis, first: int) -> None:
     """And the model's twin on a real server answers every step alike."""
-    tally = try_seeds(range(first, first + SEEDS // 2), on_script(client))
-    check(tally, SEEDS // 2)
+    seeds = SEEDS // 3
+    check(try_seeds(range(first, first + seeds), on_script(client)), seeds)
 
 
 def test_what_must_be_met_is_met() -> None:
     """Plans alone tell which faults are drawn; a few runs tell what comes of them."""
     drawn: Counter[str] = Counter()
-    for seed in range(12 * SEEDS):
+    for seed in range(10 * SEEDS):
         drawn.update(event.what for event in draw(seed).events)
     assert all(drawn[fault] >= 10 for fault in FAULTS), drawn
     seen: Counter[str] = Counter()
@@ -76,8 +75,11 @@ def test_a_seed_is_always_the_same_run() -> None:
 
 def test_a_failing_seed_is_shortened_and_can_be_seen_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """An invented rule that one kind of event breaks: in the end, that event alone is left."""
-    wanted = {"flush", "fork"}
-    plan = next(p for p in map(draw, range(1_000)) if wanted <= {e.what for e in p.events})
+    plan = next(
+        plan
+        for plan in map(draw, range(1_000))
+        if any(e.what == "flush" and "on" not in e.more for e in plan.events)
+    )
     flush = World.do_flush
 
     def forbidden(world: World, event: object) -> None:
