@@ -159,7 +159,7 @@ def look(circuit: str = "payments") -> dict[str, Any]:
         "state": own.decision.state.value,
         "source": own.decision.source,
         "shared": header.state if header else "",
-        "reporter": registry._reporter,
+        "reporter": own.shadow.reporter,
         "threads": sorted(t.name for t in threading.enumerate()),
         "senders": senders(),
     }
