@@ -118,9 +118,11 @@ class Tree:
         try:
             output, _ = process.communicate(timeout=TEST_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             return "hang"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
         if process.returncode == 0:
             return ""
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -15,7 +17,6 @@ from .mutant import Mutant
 
 # Longer than a judge can take that is alive.
 PATIENCE = 4 * TEST_SECONDS
-Task = tuple[Mutant, str]
 Ask = Callable[[Judge, Mutant], Verdict]
 
 
@@ -25,6 +26,7 @@ class Pool:
     def __init__(self, size: int, expected: Expected, ask: Ask) -> None:
         self._expected = expected
         self._ask = ask
+        self._parent = os.getpid()
         self._fork = multiprocessing.get_context("fork")
         self._workers = [self._hire() for _ in range(size)]
 
@@ -44,10 +46,14 @@ class Pool:
 
     def close(self) -> None:
         """Send all judges home."""
-        for connection, process in self._workers:
+        for connection, _ in self._workers:
             with contextlib.suppress(OSError):
                 connection.send(None)
-            process.join(30)
+        for _, process in self._workers:
+            process.join(10)
+            if process.is_alive():
+                process.terminate()  # It cleans up after itself.
+                process.join(10)
             process.kill()
 
     def _verdict(self, connection: Connection, process: ForkProcess, answered: bool) -> Verdict:
@@ -76,10 +82,18 @@ class Pool:
     def _work(self, connection: Connection, parents: Connection) -> None:
         parents.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        judge = Judge(self._expected)
-        with contextlib.closing(judge), contextlib.suppress(EOFError, OSError):
-            while (mutant := connection.recv()) is not None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        with contextlib.closing(Judge(self._expected)) as judge:
+            while (mutant := self._next(connection)) is not None:
                 try:
                     connection.send(self._ask(judge, mutant))
                 except Exception:
                     connection.send(traceback.format_exc())
+
+    def _next(self, connection: Connection) -> Mutant | None:
+        """The next mutant; None when there is none, or nobody any more who would send one."""
+        while not connection.poll(5):
+            if os.getppid() != self._parent:
+                return None
+        mutant: Mutant | None = connection.recv()
+        return mutant

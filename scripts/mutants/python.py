@@ -87,14 +87,10 @@ class Changes:
                 continue
             name = place
             if not isinstance(node, ast.FunctionDef):
-                target = (
-                    getattr(statement, "target", None)
-                    or [
-                        *getattr(statement, "targets", ()),
-                        None,
-                    ][0]
-                )
-                name = f"{place}.{target.id}".lstrip(".") if isinstance(target, ast.Name) else place
+                # A constant, or a field of a class, goes by its own name.
+                targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+                if isinstance(targets[0], ast.Name):
+                    name = f"{place}.{targets[0].id}".lstrip(".")
             for change in self._statement(statement, bound, isinstance(node, ast.FunctionDef)):
                 yield name, change
 

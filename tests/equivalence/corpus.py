@@ -1,7 +1,8 @@
 """Some thousand cases in which about everything happens: small enough to be gone through often.
 
-First come those of ``extremes.py``.  The others come out of the explorations and of the random
-lives, thinned out to those that differ in what happens, and are mixed: few of them go a long way.
+They are those of ``extremes.py``, and others that come out of the explorations and of the random
+lives, thinned out to those that differ in what happens.  They are mixed, so that few of them go a
+long way, those by hand among the first.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def corpus() -> Steps:
     chosen: dict[tuple[object, ...], tuple[Case, Stepped]] = {}
     for case, stepped in chain(walked, explored):
         chosen.setdefault(kind_of(case, stepped), (case, stepped))
-    mixed = list(chosen.values())
-    random.Random(0).shuffle(mixed)
-    return [*((case, run_model(case)) for case in extremes()), *mixed]
+    mixed, by_hand = list(chosen.values()), [(case, run_model(case)) for case in extremes()]
+    shuffle = random.Random(0).shuffle
+    shuffle(mixed)
+    shuffle(by_hand)
+    return [*chain.from_iterable(zip(by_hand, mixed, strict=False)), *mixed[len(by_hand) :]]

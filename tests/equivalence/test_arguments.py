@@ -271,7 +271,7 @@ def test_a_generation_beyond_all_clocks_is_refused_unless_it_is_the_stores(bench
     (refused,) = bench.run([encode(step, "channel", "c", NOON)], bench.there)
     assert code_of(refused) == "CBARG"
     for fields in (bench.fields, None):
-        with pytest.raises(StoreError, match="^CBARG argument known is malformed$"):
+        with pytest.raises(StoreError, match=r"^CBARG argument known is malformed$"):
             run_model(Case(fields, step, NOON))
     late = bench.fields | {"h": bench.fields["h"].replace(str(NOON - 5), str(MAX_TIME + 1), 1)}
     bench.client.hset(bench.there, mapping=late)
