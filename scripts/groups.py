@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -167,13 +167,6 @@ class Cluster(Group):
         args = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         started = Server.start(self._kind, tcp=True, args=[*args, *_REPLICATION])
         return self._stack.enter_context(started)
-
-    def meet(self, server: Server) -> None:
-        """Take a further server into the cluster, without slots."""
-        self.nodes.append(server)
-        self.ask(self.nodes[0], "CLUSTER", "MEET", "127.0.0.1", port_of(server))
-        wait_for(lambda: all(self._knows(n, len(self.nodes)) for n in self.running), "it is met")
-        wait_for(lambda: self._ok(server), "it serves")
 
     @property
     def running(self) -> list[Server]:
@@ -407,13 +400,3 @@ class Watched(Group):
             )
 
         wait_for(ready, "all replicas follow the primary")
-
-
-@contextlib.contextmanager
-def frozen(server: Server) -> Iterator[None]:
-    """A server that hears nothing for a while."""
-    server.pause()
-    try:
-        yield
-    finally:
-        server.resume()
