@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from .address import Address, Host
 from .nodes import TIME, Answers, Command, connections_of, first_answer, host_of, pipeline, tell
 
 REDIRECTS = 5  # times that one command follows the cluster's directions
+CENSUS = 10.0  # s between the listening thread's questions who belongs to the cluster
 
 
 class Cluster:
@@ -33,6 +36,7 @@ class Cluster:
         self._members: list[Host] = []  # primaries and replicas
         self._clients: dict[Host, redis.Redis] = {}
         self._known = False
+        self._counted = 0.0  # s, when it was last asked who belongs to the cluster
         self._failed: Host | None = None  # the node that failed last is asked last
 
     def ask(self, commands: Sequence[Command], *, timed: bool = False) -> tuple[Answers, Answers]:
@@ -65,7 +69,13 @@ class Cluster:
         return self._client(self._place("")).connection_pool.make_connection()
 
     def serves(self, connection: Any) -> bool:
-        return not self._members or host_of(connection) in self._members
+        here = host_of(connection)
+        if time.monotonic() - self._counted > CENSUS:
+            # A replica that has left the cluster answers as ever, only no push arrives there, and
+            # no command goes there that could tell.  It may not know it yet, so it is asked last.
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._members = self._view(last=here)[1]
+        return not self._members or here in self._members
 
     def connections(self) -> list[Any]:
         return connections_of(list(self._clients.values()))
@@ -118,14 +128,22 @@ class Cluster:
         with self._lock:
             if self._known:
                 return
-            hosts = list(dict.fromkeys([*self._members, *self._address.hosts]))
-            self._random.shuffle(hosts)
-            hosts.sort(key=lambda host: host == self._failed)
-            slots, members = first_answer(hosts, self._look)
+            slots, members = self._view(last=self._failed)
             self._slots, self._members, self._known = slots, members, True
             for host in [h for h in self._clients if h not in members]:
                 # What is under way there may end.
                 self._clients.pop(host).connection_pool.disconnect(inuse_connections=False)
+
+    def _view(self, last: Host | None) -> tuple[dict[int, Host], list[Host]]:
+        """Who holds which slot, and who belongs to the cluster.
+
+        The nodes are asked in an order of chance, until one answers.
+        """
+        self._counted = time.monotonic()
+        hosts = list(dict.fromkeys([*self._members, *self._address.hosts]))
+        self._random.shuffle(hosts)
+        hosts.sort(key=lambda host: host == last)
+        return first_answer(hosts, self._look)
 
     def _look(self, host: Host) -> tuple[dict[int, Host], list[Host]]:
         """Who holds which slot, and who else belongs to the cluster, as one node sees it."""

@@ -22,6 +22,7 @@ from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError
 from .address import Address, Host
 
 RENEWAL = 2.0  # s between questions to the Sentinels while all is well
+MOST_PATIENCE = 32  # times that long, while no Sentinel answers
 LONGEST_SEARCH = 1.0  # s after which no further server is asked where things are
 
 T = TypeVar("T")
@@ -158,6 +159,7 @@ class Watched:
         self._primary: Host | None = None
         self._client: redis.Redis | None = None
         self._asked = 0.0  # s, when they were last asked
+        self._patience = 1  # how many times RENEWAL it takes until they are asked again
 
     def ask(self, commands: Sequence[Command], *, timed: bool = False) -> tuple[Answers, Answers]:
         client = self._found()
@@ -175,8 +177,10 @@ class Watched:
         return self._found().connection_pool.make_connection()
 
     def serves(self, connection: Any) -> bool:
-        if time.monotonic() - self._asked > RENEWAL:
-            # Where no Sentinel answers, the primary that is known is as good as before.
+        if time.monotonic() - self._asked > RENEWAL * self._patience:
+            # Where no Sentinel answers, the primary that is known is as good as before.  Pushes
+            # wait meanwhile, so such questions become rare.
+            self._patience = min(self._patience * 2, MOST_PATIENCE)
             with contextlib.suppress(redis.RedisError, OSError):
                 self._move_to(self._discover())
         return self._primary in (None, host_of(connection))
@@ -226,7 +230,7 @@ class Watched:
                 raise said
             if not said:
                 raise redis.ResponseError(f"the Sentinels know no primary {name!r}")
-            self._sentinels = [sentinel, *others]
+            self._sentinels, self._patience = [sentinel, *others], 1
             return str(said[0]), int(said[1])
 
         self._asked = time.monotonic()
