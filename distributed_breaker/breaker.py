@@ -403,7 +403,7 @@ class CircuitBreaker(LinkedCircuit):
         return self._present().state
 
     def _present(self) -> Decision:
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self._drain(now)
             self._shadow.tick(now)

@@ -18,7 +18,13 @@ from typing import Any, Protocol
 from .errors import StoreDown, StoreError
 from .linked import Clock, LinkedCircuit
 from .model import Reply, Step
-from .process import OwnLock, close_with_process, follow_process, uwsgi_without_threads
+from .process import (
+    Follower,
+    OwnLock,
+    before_uwsgi_forks,
+    close_with_process,
+    uwsgi_without_threads,
+)
 from .session import Ask, Asks, Request, Session
 from .store import Subscription
 from .workers import start_thread
@@ -67,7 +73,7 @@ class Link(Session):
         self._new_reporter = reporter
         self._subscription: Subscription | None = None
         super().__init__(clock, circuits)
-        follow_process(self)
+        self.follower: Follower = self  # what is closed when the process ends: the registry
 
     def _begin_anew(self) -> None:
         super()._begin_anew()
@@ -93,7 +99,7 @@ class Link(Session):
         """Start the threads unless they run.  Returns False where threads cannot run."""
         if self._sender is not None and self._sender.is_alive():
             return True
-        if self.closed or self._no_threads or sys.is_finalizing():
+        if self.closed or self._no_threads or sys.is_finalizing() or before_uwsgi_forks():
             return False
         with self._start_lock:
             if self._sender is not None and self._sender.is_alive():
@@ -106,7 +112,7 @@ class Link(Session):
             except RuntimeError as error:
                 self._without_threads(str(error))
                 return False
-        close_with_process(self)
+        close_with_process(self.follower)
         return True
 
     def _without_threads(self, why: str) -> None:

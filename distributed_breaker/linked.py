@@ -59,7 +59,12 @@ Refusal = tuple[float, str, str, str]
 
 
 class Turn:
-    """Holding a circuit's lock, and afterwards taking in what others have left meanwhile."""
+    """After a circuit's lock was released: taking in what others have left meanwhile.
+
+    It stands around the lock and does not hold it: a signal handler may raise between any two
+    lines (a time limit of Celery's does), and only the lock's own ``with`` leaves no gap in which
+    it would stay taken for ever.
+    """
 
     __slots__ = ("_circuit",)
 
@@ -67,11 +72,10 @@ class Turn:
         self._circuit = circuit
 
     def __enter__(self) -> None:
-        self._circuit._lock.acquire()
+        """Nothing is to be done before."""
 
     def __exit__(self, *error: object) -> None:
         circuit = self._circuit
-        circuit._lock.release()
         era = circuit._era or (circuit._retired[-1] if circuit._retired else None)
         if circuit._left and era is not None:
             circuit.drain_if_free(era)
@@ -113,7 +117,7 @@ class LinkedCircuit:
         self.first_answer: Future[None] = Future()  # done once synced or degraded
         if shadow.alone:
             self.first_answer.set_result(None)
-        with self._turn:
+        with self._turn, self._lock:
             self._refresh(clock.ms())
 
     # ------------------------------------------------------------------ deciding
@@ -162,7 +166,7 @@ class LinkedCircuit:
 
     def decide(self, *, by_check: bool = False) -> Decision:
         """Decide about a call that arrives now; ``ask`` reserves the one acquire in flight."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self._shadow.tick(now)
             self._refresh(now)
@@ -173,7 +177,7 @@ class LinkedCircuit:
 
     def decide_again(self, decision: Decision) -> Decision:
         """The present refusal, or the old decision with what has become known."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._shadow.decide(self._clock.ms())
         return now if now.action == "refuse" else decision._replace(reason="all permits are out")
 
@@ -183,7 +187,7 @@ class LinkedCircuit:
 
     def acquire_locally(self, token: str) -> tuple[Decision, Generation, Generation]:
         """Take a permit of the local machine: the decision, its generation and the shared one."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             decision = self._shadow.decide(now)
             if decision.action == "probe":
@@ -199,7 +203,7 @@ class LinkedCircuit:
         self, token: str, generation: Generation, item: Bad, shared: Generation
     ) -> None:
         """Settle a permit of the local machine."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self._recorded += 1
             self._shadow.local_settle(token, generation, item, now, shared)
@@ -207,7 +211,7 @@ class LinkedCircuit:
 
     def operate(self, op: str, detail: str, **arguments: object) -> Reply:
         """An operator's step where there is no store."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self._drain(now)
             reply = self._shadow.operate(now, op, detail, **arguments)
@@ -231,7 +235,7 @@ class LinkedCircuit:
 
     def drain(self) -> None:
         """Take in what calls have appended, waiting for the lock (it is never held for long)."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self._drain(now)
             self._refresh(now)
@@ -244,25 +248,22 @@ class LinkedCircuit:
         """
         self._left = True
         while self._left:
-            if not self._lock.acquire(blocking=False):
-                if len(era.tally) < OVERFULL:
-                    return
-                self._lock.acquire()
-            try:
+            # Not by a try that may be lost: see Turn.  Two that come at once may wait a little.
+            if self._lock.locked() and len(era.tally) < OVERFULL:
+                return
+            with self._lock:
                 self._left = False
                 now = self._clock.ms()
                 if era is not self._era and era not in self._retired:
                     self._retired.append(era)
                 self._drain(now)
                 self._refresh(now)
-            finally:
-                self._lock.release()
 
     # ------------------------------------------------------------------ for the link
 
     def outgoing(self) -> list[Step]:
         """All steps that tell the store what it has not been told."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self._drain(now)
             self._refresh(now)
@@ -273,12 +274,12 @@ class LinkedCircuit:
 
     def step(self, op: str, **arguments: object) -> Step:
         """A step with this process's present knowledge."""
-        with self._turn:
+        with self._turn, self._lock:
             return self._shadow.step(op, self._clock.ms(), **arguments)
 
     def answered(self, step: Step, reply: Reply) -> bool:
         """Take in a reply; True when another sync must follow at once."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             if step.op == "report":
                 self._shadow.acknowledged(step)
@@ -293,7 +294,7 @@ class LinkedCircuit:
 
     def lost(self, step: Step) -> None:
         """A step got no answer: nobody knows whether the store has carried it out."""
-        with self._turn:
+        with self._turn, self._lock:
             if step.op == "report":
                 self._shadow.lost(step)
                 self._handed -= sum(run.count for run in step.batch)
@@ -303,7 +304,7 @@ class LinkedCircuit:
 
     def settle_done(self, acknowledged: bool) -> None:
         """A settle was counted; or nobody knows whether it was, or it was given up."""
-        with self._turn:
+        with self._turn, self._lock:
             self._handed -= 1
             if acknowledged:
                 self._shadow.flushed += 1
@@ -313,26 +314,26 @@ class LinkedCircuit:
 
     def settled_late(self, step: Step) -> None:
         """A settle came too late and was counted nowhere: it is reported as a late outcome."""
-        with self._turn:
+        with self._turn, self._lock:
             self._handed -= 1
             self._shadow.late(step.kind, step.deltas)
 
     def settle_begun(self) -> None:
         """A probe's outcome was recorded and waits for its settle to be acknowledged."""
-        with self._turn:
+        with self._turn, self._lock:
             self._recorded += 1
             self._handed += 1
 
     def stop_asking(self) -> None:
         """The acquire in flight was given up."""
-        with self._turn:
+        with self._turn, self._lock:
             self._shadow.asking = False
             self._refresh(self._clock.ms())
 
     def hear(self, header: Header, store_now: int) -> bool:
         """Take in a header pushed or polled at ``store_now``; True when a sync must follow."""
         left = remaining(header.state, header.since, header.duration, store_now)
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             again = self._shadow.hear(header, left, now, None, store_now)
             self._refresh(now)
@@ -340,7 +341,7 @@ class LinkedCircuit:
 
     def degrade(self, broken: str = "") -> None:
         """The store cannot decide for this circuit: the local machine takes over."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self.broken = broken or self.broken
             self._drain(now)
@@ -349,7 +350,7 @@ class LinkedCircuit:
 
     def heal(self) -> None:
         """The store decides again."""
-        with self._turn:
+        with self._turn, self._lock:
             now = self._clock.ms()
             self.broken = ""
             self._drain(now)
@@ -418,7 +419,7 @@ class LinkedCircuit:
 
     def check_wanted(self, now: int) -> str:
         """Whether a health check should ``learn`` that it passes, ``probe``, or rest (empty)."""
-        with self._turn:
+        with self._turn, self._lock:
             check, shadow = self.check, self._shadow
             if check is None:
                 return ""
@@ -459,7 +460,7 @@ class LinkedCircuit:
 
     def conservation(self) -> dict[str, int]:
         """C4: recorded = flushed + dropped + pending."""
-        with self._turn:
+        with self._turn, self._lock:
             self._drain(self._clock.ms())
             shadow = self._shadow
             return {

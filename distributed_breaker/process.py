@@ -10,6 +10,7 @@ import atexit
 # A thread imports this when it looks up its first host.  A fork in the midst of that import would
 # leave its lock taken in the child for ever, and no thread there could look up a host again.
 import encodings.idna  # noqa: F401
+import importlib
 import os
 import sys
 import threading
@@ -76,9 +77,39 @@ def close_with_process(follower: Follower) -> None:
 def uwsgi_without_threads() -> bool:
     """Whether this is uWSGI without --enable-threads, where threads start and never run."""
     uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and not {"enable-threads", "threads"} & _options(uwsgi)
+
+
+def _options(uwsgi: Any) -> set[str]:
     options = getattr(uwsgi, "opt", None) or {}
-    names = {name.decode() if isinstance(name, bytes) else str(name) for name in options}
-    return uwsgi is not None and not {"enable-threads", "threads"} & names
+    return {name.decode() if isinstance(name, bytes) else str(name) for name in options}
+
+
+def before_uwsgi_forks() -> bool:
+    """Whether this is uWSGI's master, which will fork its workers when the application is loaded.
+
+    A thread must not be started here: uWSGI forks without asking Python, so the child would begin
+    with whatever lock a thread of the master's held, the interpreter's own included.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and "master" in _options(uwsgi) and uwsgi.worker_id() == 0
+
+
+def _follow_uwsgi() -> None:
+    """uWSGI forks without asking Python, and calls this in its workers."""
+    uwsgi: Any = sys.modules["uwsgi"]
+    try:
+        # There is only one hook; this module of uWSGI's shares it among all who want it.
+        importlib.import_module("uwsgidecorators").postfork(_forked)
+    except Exception:
+        before = getattr(uwsgi, "post_fork_hook", None)
+
+        def hook() -> None:
+            _forked()
+            if before is not None:
+                before()
+
+        uwsgi.post_fork_hook = hook
 
 
 def _close_all() -> None:
@@ -93,3 +124,5 @@ def _forked() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forked)
+if "uwsgi" in sys.modules:
+    _follow_uwsgi()

@@ -49,8 +49,9 @@ class CircuitBreakerRegistry:
         self._reporter = uuid.uuid4().hex[:16]
         circuits: dict[str, LinkedCircuit] = self._breakers  # type: ignore[assignment]
         self._link = None if store is None else Link(store, self._clock, self._renew, circuits)
-        if self._link is None:
-            follow_process(self)
+        if self._link is not None:
+            self._link.follower = self
+        follow_process(self)
 
     @classmethod
     def from_url(
@@ -148,7 +149,10 @@ class CircuitBreakerRegistry:
         return f"{self._random.getrandbits(32):08x}"
 
     def forked(self) -> None:
-        """Without a link: a child must not keep locks that a thread of its parent held."""
+        """A child must not keep locks that a thread of its parent held."""
+        if self._link is not None:
+            self._link.forked()
+            return
         reporter = self._renew()
         for breaker in self._breakers.values():
             breaker.forked(reporter)

@@ -43,7 +43,6 @@ def test_a_script_that_does_not_is_ended_at_once(start: Start, client: redis.Red
 
 
 # How long the exit takes decides whether the listener can end by chance, so it may also pass.
-@pytest.mark.xfail(strict=False, reason="at exit, only the link is closed, not its registry")
 def test_listeners_hear_the_last_transition(start: Start) -> None:
     program = start("-m", "tests.processes.apps.script", "listens")
     assert program.wait() == 0

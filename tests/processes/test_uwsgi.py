@@ -20,7 +20,6 @@ RUN = "import sys, pyuwsgi; pyuwsgi.run(sys.argv[1:])"
 
 
 # Threads are started in the master, and uWSGI forks whatever they hold: a worker may never answer.
-WEDGED = pytest.mark.xfail(run=False, reason="uWSGI's master starts threads, and forks unnoticed")
 
 
 def serve(start: Start, address: Path, *options: str) -> Site:
@@ -34,7 +33,7 @@ def serve(start: Start, address: Path, *options: str) -> Site:
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param([], marks=WEDGED), ["--lazy-apps"]],
+    [[], ["--lazy-apps"]],
     ids=["forked", "lazy"],
 )
 def test_workers_with_threads_share_and_lose_nothing(
@@ -62,7 +61,6 @@ def test_workers_with_threads_share_and_lose_nothing(
     assert site.program.totals(client, "counted")["dropped"] == 0
 
 
-@WEDGED
 def test_without_threads_each_worker_is_on_its_own_and_says_so_once(
     start: Start, address: Path
 ) -> None:
