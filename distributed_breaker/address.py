@@ -151,9 +151,9 @@ def _options(url: str) -> dict[str, Any]:
 
 def _client(options: dict[str, Any]) -> redis.Redis:
     off = MaintNotificationsConfig(enabled=False)
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(**options, maint_notifications_config=off)
-    )
+    pool = redis.ConnectionPool(**options, maint_notifications_config=off)
+    # Closing a client closes a pool only if it is the client's own.
+    return redis.Redis.from_pool(pool)
 
 
 def _port_is_right(parts: SplitResult) -> bool:

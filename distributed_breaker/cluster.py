@@ -14,7 +14,17 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
 from .address import Address, Host
-from .nodes import TIME, Answers, Command, connections_of, first_answer, host_of, pipeline, tell
+from .nodes import (
+    TIME,
+    UNUSABLE,
+    Answers,
+    Command,
+    connections_of,
+    first_answer,
+    host_of,
+    pipeline,
+    tell,
+)
 
 REDIRECTS = 5  # times that one command follows the cluster's directions
 CENSUS = 10.0  # s between the listening thread's questions who belongs to the cluster
@@ -73,7 +83,7 @@ class Cluster:
         if time.monotonic() - self._counted > CENSUS:
             # A replica that has left the cluster answers as ever, only no push arrives there, and
             # no command goes there that could tell.  It may not know it yet, so it is asked last.
-            with contextlib.suppress(redis.RedisError, OSError):
+            with contextlib.suppress(*UNUSABLE):
                 self._members = self._view(last=here)[1]
         return not self._members or here in self._members
 

@@ -25,6 +25,9 @@ RENEWAL = 2.0  # s between questions to the Sentinels while all is well
 MOST_PATIENCE = 32  # times that long, while no Sentinel answers
 LONGEST_SEARCH = 1.0  # s after which no further server is asked where things are
 
+# What one learns nothing from: nobody is there, a refusal, an answer that no such server gives.
+UNUSABLE = (redis.RedisError, OSError, ValueError, TypeError, LookupError)
+
 T = TypeVar("T")
 Answers = list[Any]  # an error that answers one command stands in its place
 
@@ -181,7 +184,7 @@ class Watched:
             # Where no Sentinel answers, the primary that is known is as good as before.  Pushes
             # wait meanwhile, so such questions become rare.
             self._patience = min(self._patience * 2, MOST_PATIENCE)
-            with contextlib.suppress(redis.RedisError, OSError):
+            with contextlib.suppress(*UNUSABLE):
                 self._move_to(self._discover())
         return self._primary in (None, host_of(connection))
 
@@ -230,8 +233,9 @@ class Watched:
                 raise said
             if not said:
                 raise redis.ResponseError(f"the Sentinels know no primary {name!r}")
+            primary = str(said[0]), int(said[1])
             self._sentinels, self._patience = [sentinel, *others], 1
-            return str(said[0]), int(said[1])
+            return primary
 
         self._asked = time.monotonic()
         return first_answer(self._sentinels, look)
@@ -244,7 +248,7 @@ def first_answer(hosts: Iterable[Host], look: Callable[[Host], T]) -> T:
     for host in list(hosts):
         try:
             return look(host)
-        except (redis.RedisError, OSError) as error:
+        except UNUSABLE as error:
             problem = error
         if time.monotonic() > deadline:
             break

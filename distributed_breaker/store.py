@@ -224,14 +224,10 @@ class RedisStore:
     def subscribe(self) -> Subscription:
         """Open the connection that hears transitions.  Raises StoreDown."""
         nodes = self._connected()
-        try:
+        with _failures():
             connection = self._opening = nodes.connection()
             connection.connect()
             return _Channel(connection, self.channel, lambda: nodes.serves(connection))
-        except redis.RedisError as error:
-            _raise_down(error)
-        except OSError as error:
-            raise StoreDown("CONNECTION", str(error)) from error
 
     def close(self) -> None:
         """Close the connections; a later step opens them again."""

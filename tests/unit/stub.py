@@ -31,6 +31,13 @@ def bulk(text: str) -> bytes:
     return b"$%d\r\n%s\r\n" % (len(data), data)
 
 
+def packed(value: object) -> bytes:
+    """Lists, numbers and texts."""
+    if isinstance(value, list):
+        return b"*%d\r\n" % len(value) + b"".join(map(packed, value))
+    return b":%d\r\n" % value if isinstance(value, int) else bulk(str(value))
+
+
 def error(text: str) -> bytes:
     return f"-{text}\r\n".encode()
 

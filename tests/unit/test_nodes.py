@@ -82,7 +82,15 @@ def test_sentinels_are_asked_once(watched: list[Stub], opened: Callable[[str], R
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"*-1\r\n", error("NOAUTH Authentication required."), error("ERR no")]
+    "answer",
+    [
+        b"",
+        b"*-1\r\n",
+        error("NOAUTH Authentication required."),
+        error("ERR no"),
+        bulk("nonsense"),
+        array("127.0.0.1", "a port"),
+    ],
 )
 def test_a_sentinel_that_is_of_no_use_is_passed_over(
     watched: list[Stub], opened: Callable[[str], RedisStore], answer: bytes
