@@ -123,10 +123,13 @@ class Program:
         """Send a signal to the first process alone."""
         self._process.send_signal(number)
 
-    def wait(self) -> int:
+    def wait(self, bound: float = BOUND) -> int:
         """Wait for its end by itself, with all its processes, and return the exit status."""
-        until(lambda: not self.running, f"the end of the program\n{self.log()}")
-        until(lambda: not self._group_lives(), f"the end of all its processes\n{self.log()}")
+        try:
+            until(lambda: not self.running, "the end of the program", bound)
+            until(lambda: not self._group_lives(), "the end of all its processes")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
         return self._process.wait()
 
     def _group_lives(self) -> bool:
