@@ -10,7 +10,7 @@ from distributed_breaker.store import key_of
 from scripts.groups import Cluster, Group, Watched
 from scripts.servers import Server
 from tests.fleet.harness import CIRCUIT, Fleet
-from tests.fleet.process import until
+from tests.fleet.process import WorkerError, until
 from tests.groups.together import heard
 
 DEAF_BUT_FOR_PUSHES = {"POLL": 600_000}
@@ -26,6 +26,8 @@ def test_the_server_with_the_subscriptions_is_lost(
     lost = max(group.running, key=lambda server: ears(fleet, group, server))
     lost.kill()
     group.wait_ready()
+    # Who did not listen there, and had nothing to say, may not have noticed; there are no polls.
+    until(lambda: all_reach_it(fleet), "all have noticed, and found their way")
     until(lambda: listeners(fleet, group) == 3, "all listen again")
     client = group.client(group.primary_of(key_of(fleet.namespace, CIRCUIT)))
     fleet.until_agreed(client)
@@ -72,6 +74,16 @@ def ears(fleet: Fleet, group: Group, server: Server) -> int:
 
 def listeners(fleet: Fleet, group: Cluster | Watched) -> int:
     return sum(ears(fleet, group, server) for server in group.running)
+
+
+def all_reach_it(fleet: Fleet) -> bool:
+    """Whether what all processes have to say is acknowledged."""
+    fleet.do("succeed")
+    try:
+        fleet.do("flush")
+    except WorkerError:
+        return False
+    return True
 
 
 def push_is_heard(fleet: Fleet) -> None:
