@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from .cluster import Cluster
 from .errors import StoreDown, StoreError
 from .model import Reply, Run, Step
 from .nodes import Command, Nodes, Single, Watched
+from .process import OwnLock
 
 OLDEST = (6, 2)
 
@@ -159,6 +159,8 @@ class RedisStore:
     Nothing is connected before the first step.
     """
 
+    _lock = OwnLock()  # the sending and the listening thread share the nodes
+
     def __init__(self, url: str, namespace: str) -> None:
         self.namespace = namespace
         self._address = address_of(url)
@@ -246,14 +248,7 @@ class RedisStore:
             if connection is not None:
                 connection.disconnect()
         self._nodes, self._opening, self._checked = None, None, False
-        vars(self).pop("_own_lock", None)
-
-    @property
-    def _lock(self) -> threading.Lock:
-        """The sending and the listening thread share the nodes.  Made when it is first wanted, as
-        in ``process.OwnLock``; setting a default is atomic."""
-        lock: threading.Lock = vars(self).setdefault("_own_lock", threading.Lock())
-        return lock
+        vars(self).pop("_lock", None)
 
     def _key(self, circuit: str) -> str:
         return key_of(self.namespace, circuit)
