@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.crc import key_slot
@@ -15,7 +15,6 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainErr
 
 from .address import Address, Host
 from .nodes import (
-    TIME,
     UNUSABLE,
     Answers,
     Command,
@@ -28,6 +27,14 @@ from .nodes import (
 
 REDIRECTS = 5  # times that one command follows the cluster's directions
 CENSUS = 10.0  # s between the listening thread's questions who belongs to the cluster
+
+
+class Way(NamedTuple):
+    """Where a command goes, whether as an exception (ASK), and with which words."""
+
+    host: Host
+    asking: bool
+    words: tuple[Any, ...]
 
 
 class Cluster:
@@ -53,14 +60,13 @@ class Cluster:
         self._learn()
         answers: Answers = [None] * len(commands)
         times: Answers = []
-        # Where each command goes, and whether as an exception (ASK), with which words.
-        left = {i: (self._place(c.key), False, c.words) for i, c in enumerate(commands)}
+        left = {i: Way(self._place(c.key), False, c.words) for i, c in enumerate(commands)}
         for _ in range(1 + REDIRECTS):
             for (host, asking), part in _by_node(left).items():
-                first = [TIME] if timed else []
-                said = self._tell(host, first + [left[i][2] for i in part], asking)
-                times += said[: len(first)]
-                for i, answer in zip(part, said[len(first) :], strict=True):
+                words = [left[i].words for i in part]
+                said, time_there = self._tell(host, words, timed=timed, asking=asking)
+                times += time_there
+                for i, answer in zip(part, said, strict=True):
                     answers[i] = answer
             left = {
                 i: self._elsewhere(commands[i], left[i], answers[i])
@@ -70,7 +76,7 @@ class Cluster:
             if not left:
                 break
         if timed and not commands:
-            times = self._tell(self._place(""), [TIME])
+            _, times = self._tell(self._place(""), [], timed=True)
         return answers, times
 
     def connection(self) -> Any:
@@ -94,27 +100,27 @@ class Cluster:
         for client in list(self._clients.values()):
             client.close()
 
-    def _tell(self, host: Host, words: Sequence[tuple[Any, ...]], asking: bool = False) -> Answers:
+    def _tell(
+        self, host: Host, words: Sequence[tuple[Any, ...]], *, timed: bool, asking: bool = False
+    ) -> tuple[Answers, Answers]:
+        client = self._client(host)
         try:
-            answers = tell(self._client(host), self._script, words, asking)
+            answers, times = tell(client, self._script, words, timed=timed, asking=asking)
         except (redis.RedisError, OSError):
             self._failed, self._known = host, False
             raise
         if any(isinstance(answer, (MovedError, ClusterDownError)) for answer in answers):
             self._known = False
-        return answers
+        return answers, times
 
-    def _elsewhere(
-        self, command: Command, before: tuple[Host, bool, tuple[Any, ...]], answer: Any
-    ) -> tuple[Host, bool, tuple[Any, ...]]:
+    def _elsewhere(self, command: Command, before: Way, answer: Any) -> Way:
         """Where a command goes that was not carried out, by what it was answered."""
-        host, asking, words = before
         if isinstance(answer, TryAgainError):
             command.parted = bool(command.alone)
-            return host, asking, command.alone or words
+            return before._replace(words=command.alone or before.words)
         # A node that does not know its own address leaves it out.
-        there = (answer.host or host[0], answer.port)
-        return there, not isinstance(answer, MovedError), words
+        there = (answer.host or before.host[0], answer.port)
+        return Way(there, not isinstance(answer, MovedError), before.words)
 
     def _place(self, key: str) -> Host:
         """The node that holds a key, or any, but rather not the one that failed last."""
@@ -173,10 +179,8 @@ class Cluster:
         return slots, list(members)
 
 
-def _by_node(
-    left: dict[int, tuple[Host, bool, tuple[Any, ...]]],
-) -> dict[tuple[Host, bool], list[int]]:
+def _by_node(left: dict[int, Way]) -> dict[tuple[Host, bool], list[int]]:
     parts: dict[tuple[Host, bool], list[int]] = {}
-    for i, (host, asking, _) in left.items():
-        parts.setdefault((host, asking), []).append(i)
+    for i, way in left.items():
+        parts.setdefault((way.host, way.asking), []).append(i)
     return parts

@@ -74,9 +74,19 @@ class Nodes(Protocol):
 
 
 def tell(
-    client: redis.Redis, script: str, commands: Sequence[tuple[Any, ...]], asking: bool = False
-) -> Answers:
-    """Send commands to one server in a pipeline, again only those whose script it did not know."""
+    client: redis.Redis,
+    script: str,
+    commands: Sequence[tuple[Any, ...]],
+    *,
+    timed: bool = False,
+    asking: bool = False,
+) -> tuple[Answers, Answers]:
+    """Send commands to one server in a pipeline, again only those whose script it did not know.
+
+    Returns the answers, and with ``timed`` the server's to TIME, which it is asked first.
+    """
+    first: list[tuple[Any, ...]] = [("TIME",)] if timed else []
+    commands = [*first, *commands]
     answers = pipeline(client, commands, asking)
     unknown = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if unknown:
@@ -86,7 +96,7 @@ def tell(
         again = pipeline(client, [commands[i] for i in unknown], asking)
         for i, answer in zip(unknown, again, strict=True):
             answers[i] = answer
-    return answers
+    return answers[len(first) :], answers[: len(first)]
 
 
 def pipeline(
@@ -102,9 +112,6 @@ def pipeline(
     return answers[1::2] if asking else answers
 
 
-TIME: tuple[Any, ...] = ("TIME",)
-
-
 class Single:
     """One server."""
 
@@ -113,9 +120,7 @@ class Single:
         self._script = script
 
     def ask(self, commands: Sequence[Command], *, timed: bool = False) -> tuple[Answers, Answers]:
-        first = [TIME] if timed else []
-        answers = tell(self._client, self._script, first + [c.words for c in commands])
-        return answers[len(first) :], answers[: len(first)]
+        return tell(self._client, self._script, [c.words for c in commands], timed=timed)
 
     def connection(self) -> Any:
         return self._client.connection_pool.make_connection()
@@ -166,15 +171,14 @@ class Watched:
 
     def ask(self, commands: Sequence[Command], *, timed: bool = False) -> tuple[Answers, Answers]:
         client = self._found()
-        first = [TIME] if timed else []
         try:
-            answers = tell(client, self._script, first + [c.words for c in commands])
+            answers, times = tell(client, self._script, [c.words for c in commands], timed=timed)
         except (redis.RedisError, OSError):
             self._forget(client)
             raise
         if any(isinstance(answer, (ReadOnlyError, MasterDownError)) for answer in answers):
             self._forget(client)
-        return answers[len(first) :], answers[: len(first)]
+        return answers, times
 
     def connection(self) -> Any:
         return self._found().connection_pool.make_connection()
