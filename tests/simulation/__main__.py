@@ -16,7 +16,7 @@ import sys
 import time
 
 from tests.simulation.plan import draw
-from tests.simulation.runner import _server, soak
+from tests.simulation.runner import runner_on, soak
 from tests.simulation.shrink import describe, shortened
 from tests.simulation.world import Failure
 
@@ -62,7 +62,7 @@ def again(seed: int, events: str | None, kind: str) -> int:
     if events is not None:
         plan = plan.only([] if events == "none" else map(int, events.split(",")))
     with contextlib.ExitStack() as stack:
-        carry_out = stack.enter_context(_server(kind))
+        carry_out = stack.enter_context(runner_on(kind))
         try:
             carry_out(plan)
         except Failure as failure:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import distributed_breaker
+from tests.equivalence.planted import Edit
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(distributed_breaker.__file__).parent
@@ -40,8 +41,7 @@ class Planted(NamedTuple):
     def plant(self) -> str:
         """The file's text with the error."""
         text = (PACKAGE / self.file).read_text(encoding="utf-8")
-        assert text.count(self.old) == 1, f"{self.what}: {self.old!r} does not stand there once"
-        return text.replace(self.old, self.new)
+        return Edit(self.what, self.old, self.new).plant(text)
 
     def look_for(self, folder: Path, seeds: int) -> subprocess.CompletedProcess[str]:
         """Simulate with a copy of the library, made in ``folder``, that has the error: by the

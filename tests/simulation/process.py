@@ -17,11 +17,11 @@ from distributed_breaker import CircuitBreakerOpenException, Outcome, Policy, ad
 from distributed_breaker.breaker import CircuitBreaker
 from distributed_breaker.errors import StoreDown, StoreUnavailable
 from distributed_breaker.link import LONGEST_WAIT
-from distributed_breaker.linked import Clock, Transition
+from distributed_breaker.linked import Clock
 from distributed_breaker.permit import Permit
 from distributed_breaker.session import FIRST_ANSWER, Ask, Asks, Request, Session
 from distributed_breaker.shadow import Shadow
-from distributed_breaker.workers import HealthCheck
+from distributed_breaker.workers import Dispatcher, HealthCheck
 from tests.simulation.timeline import Action
 from tests.simulation.wire import Wire
 
@@ -78,16 +78,6 @@ class SimBreaker(CircuitBreaker):
             self.process.check(self, wanted)
 
 
-class Heard:
-    """In place of the dispatcher: transitions are judged at once."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    def put(self, listener: Callable[[Any], object], event: object) -> None:
-        assert isinstance(event, Transition)
-
-
 class Process:
     """One process.  Everything that it does goes through ``do``."""
 
@@ -107,7 +97,7 @@ class Process:
         self.frozen_at = -1
         self.clock = Clock(self.ms, lambda: self.ms() / 1000, lambda: self.ms() * 1_000_000)
         self.breakers: dict[str, SimBreaker] = {}
-        self.heard = Heard(self)
+        self.dispatcher = Dispatcher()  # nobody listens, so it starts no thread
         self.recorded: dict[str, int] = {}
         self.wire = Wire(self, world.timeline, world.server, f"{world.plan.seed} wire {name}")
         self.session = SimSession(self)
@@ -131,7 +121,7 @@ class Process:
                 explicit=self.explicit,
             )
             breaker = SimBreaker(
-                circuit, self.policy, shadow, self.clock, self.session, self.heard  # type: ignore[arg-type]
+                circuit, self.policy, shadow, self.clock, self.session, self.dispatcher  # type: ignore[arg-type]
             )  # fmt: skip
             breaker.process = self
             if self.world.plan.checks:
@@ -384,8 +374,8 @@ class Process:
         child = Process(self.world, name, self.policy, self.explicit)
         child._origin = self._origin
         seen: dict[int, Any] = {
-            id(self): child, id(self.session): child.session, id(self.heard): child.heard,
-            id(self.world): self.world,
+            id(self): child, id(self.session): child.session, id(self.world): self.world,
+            id(self.dispatcher): child.dispatcher,
         }  # fmt: skip
         for breaker in self.breakers.values():
             seen[id(breaker._lock)] = threading.Lock()

@@ -67,7 +67,7 @@ def try_seeds(seeds: Iterable[int], carry_out: Runner = run) -> Tally:
 
 
 @contextlib.contextmanager
-def _server(kind: str) -> Iterator[Runner]:
+def runner_on(kind: str) -> Iterator[Runner]:
     """The runner for a kind of server; none: the model."""
     if not kind:
         yield run
@@ -77,7 +77,7 @@ def _server(kind: str) -> Iterator[Runner]:
 
 
 def _batch(seeds: list[int], kind: str) -> Tally:
-    with _server(kind) as carry_out:
+    with runner_on(kind) as carry_out:
         return try_seeds(seeds, carry_out)
 
 

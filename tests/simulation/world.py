@@ -148,13 +148,13 @@ class World:
         begin()
         self.timeline.after(event.more["for_ms"], end)
 
+    def _set_for_a_while(self, event: Event, on: object, name: str) -> None:
+        self._for_a_while(event, lambda: setattr(on, name, True), lambda: setattr(on, name, False))
+
     def _set_on_wire(self, event: Event, name: str) -> None:
         process = self._chosen(event)
         if process is not None:
-            wire = process.wire
-            self._for_a_while(
-                event, lambda: setattr(wire, name, True), lambda: setattr(wire, name, False)
-            )
+            self._set_for_a_while(event, process.wire, name)
 
     def do_burst(self, event: Event) -> None:
         process = self._chosen(event)
@@ -170,11 +170,7 @@ class World:
     def do_sick(self, event: Event) -> None:
         process = self._chosen(event)
         if process is not None:
-            self._for_a_while(
-                event,
-                lambda: setattr(process, "sick", True),
-                lambda: setattr(process, "sick", False),
-            )
+            self._set_for_a_while(event, process, "sick")
 
     def do_cut(self, event: Event) -> None:
         process = self._chosen(event)
@@ -303,11 +299,7 @@ class World:
     def do_cancel(self, event: Event) -> None:
         process = self._chosen(event)
         if process is not None:
-            self._for_a_while(
-                event,
-                lambda: setattr(process, "cancels", True),
-                lambda: setattr(process, "cancels", False),
-            )
+            self._set_for_a_while(event, process, "cancels")
 
     def do_operate(self, event: Event) -> None:
         process = self._chosen(event)
