@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from scripts.servers import EXTERNAL, KINDS, Server, why_missing
+from tests.fleet.process import Nursery
+from tests.required import need
 
 REDIS_URL = os.environ.get("REDIS_URL", "")
 SERVER_KINDS = (*KINDS, EXTERNAL) if REDIS_URL else KINDS
@@ -35,11 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def server_kind(request: pytest.FixtureRequest) -> str:
     """The kind of server that the test runs on."""
     kind: str = request.param
-    reason = "" if kind == EXTERNAL else why_missing(kind)
-    if reason and os.environ.get("CI", "").lower() not in ("", "0", "false"):
-        pytest.fail(f"must run in CI and can't: {reason}", pytrace=False)
-    if reason:
-        pytest.skip(reason)
+    need("" if kind == EXTERNAL else why_missing(kind))
     return kind
 
 
@@ -77,6 +75,14 @@ def own_server(server_kind: str) -> Iterator[Callable[..., Server]]:
             return stack.enter_context(Server.start(server_kind, **options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Makes the processes of all tests' fleets."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture

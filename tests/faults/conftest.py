@@ -14,13 +14,6 @@ from tests.faults.proxy import Proxy, proxy_before
 from tests.fleet.harness import Fleet, Nursery, client_of
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
-
-
 @pytest.fixture
 def fleet_of(
     request: pytest.FixtureRequest, nursery: Nursery, namespace: str, tmp_path: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,24 +14,18 @@ from scripts import servers
 from scripts.servers import Server, ServerError
 from tests.faults.proxy import stub
 from tests.fleet.harness import CIRCUIT, PATIENT, Fleet, client_of, until
+from tests.required import need
 
 SECRET = "s3cret-pa55"
 ADJUST = PATIENT
 USER = "u5er-name"
 
 
-def missing(reason: str) -> None:
-    """Skip, visibly; in CI that is a failure."""
-    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-        pytest.fail(f"must run in CI and can't: {reason}", pytrace=False)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for localhost that has signed itself, and its key."""
     if shutil.which("openssl") is None:
-        missing("no openssl on PATH to make a certificate")
+        need("no openssl on PATH to make a certificate")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     command = (
@@ -64,7 +57,7 @@ def encrypted(certificate: tuple[Path, Path]) -> Iterator[tuple[Server, int]]:
                 continue
             yield server, port
             return
-    missing("no server with TLS: " + "; ".join(reasons))
+    need("no server with TLS: " + "; ".join(reasons))
 
 
 def works(fleet: Fleet) -> None:

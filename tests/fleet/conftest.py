@@ -13,13 +13,6 @@ from scripts.servers import Server
 from tests.fleet.harness import PATIENT, Fleet, Nursery, client_of
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
-
-
 @pytest.fixture
 def fleet_of(nursery: Nursery, namespace: str, tmp_path: Path) -> Iterator[Callable[[str], Fleet]]:
     """Make a fleet whose store has the given URL."""

@@ -7,7 +7,6 @@ until it is as it was.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,24 +15,14 @@ import pytest
 from scripts.groups import Cluster, Watched
 from scripts.servers import why_missing
 from tests.fleet.harness import Fleet, Nursery
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+from tests.required import need
 
 
 @pytest.fixture
 def started(request: pytest.FixtureRequest) -> Iterator[Callable[..., Cluster | Watched]]:
     """Start groups of the kind of server that the test wants, Valkey unless it says otherwise."""
     kind = getattr(request, "param", "valkey")
-    reason = why_missing(kind)
-    if reason and os.environ.get("CI", "").lower() not in ("", "0", "false"):
-        pytest.fail(f"must run in CI and can't: {reason}", pytrace=False)
-    if reason:
-        pytest.skip(reason)
+    need(why_missing(kind))
     with contextlib.ExitStack() as stack:
         yield lambda group: stack.enter_context(group.start(kind))
 
