@@ -200,7 +200,7 @@ BUGS = (
 
 @cache
 def docstrings_of(path: str) -> dict[str, str]:
-    """The docstrings of all test functions of a file below ``tests/``, by their names."""
+    """The docstrings of all functions of a file below ``tests/``, by their names."""
     file = ROOT / "tests" / path
     if not file.exists():
         return {}

@@ -234,7 +234,7 @@ class Fleet:
             self.do("flush")
         sums: Counter[str] = Counter()
         for process in self:
-            said = self._account(process, circuit)
+            said = self.account(process, circuit)
             assert said["recorded"] == len(self._let_in(process, circuit))
             sums.update(said)
             for line in process.do("logs"):
@@ -245,7 +245,7 @@ class Fleet:
             assert sums["flushed"] <= counted <= sums["recorded"]
         return dict(sums)
 
-    def _account(self, process: Process, circuit: str) -> dict[str, int]:
+    def account(self, process: Process, circuit: str = CIRCUIT) -> dict[str, int]:
         """The account of a process that has nothing left to send."""
 
         def account() -> dict[str, int]:

@@ -19,8 +19,8 @@ from pathlib import Path
 import redis
 
 from scripts.servers import Server
+from tests.faults.mischief import POLICY, Mischief, until_healed, until_it_works
 from tests.faults.proxy import Proxy, proxy_before
-from tests.faults.test_chaos import POLICY, Mischief
 from tests.fleet.harness import CIRCUIT, Fleet, Nursery, Process, WorkerError, client_of, until
 
 PROCESSES = 8
@@ -72,17 +72,9 @@ class Soak:
         self._measure()
 
     def _heal(self) -> None:
-        fleet = self.fleet
-        until(lambda: not any(look["degraded"] for look in fleet.do("look")), "all have returned")
-        until(lambda: fleet[-1].do("operate", step="reset") == "", "a reset")
-        fleet.until_agreed(self.client)
-        until(lambda: fleet.do("attempt") and set(fleet.states()) == {"closed"}, "all are closed")
-        # A success that is reported between two failures ends their run.
+        until_healed(self.fleet, self.client)
         until(self._flushed, "all is reported")
-        fleet.do("fail", fleet.processes[:2], count=3)
-        fleet.until_all("open")
-        assert fleet[-1].do("operate", step="reset") == ""
-        fleet.until_all("closed")
+        until_it_works(self.fleet)
 
     def _flushed(self) -> bool:
         try:
@@ -96,7 +88,7 @@ class Soak:
         let_in = Counter(c["pid"] for c in self.fleet.calls() if c["event"] in ("enter", "call"))
         self.sums = Counter()
         for process in self.fleet:
-            said = self._settled(process)
+            said = self.fleet.account(process)
             self.calls[process.pid] += let_in[process.pid]
             noted = self.calls[process.pid]
             assert said["recorded"] == noted, f"{process} has made {noted} calls: {said}"
@@ -104,15 +96,6 @@ class Soak:
             for line in process.do("logs"):
                 assert "Traceback" not in line["text"], line["text"]
         os.truncate(self.noted, 0)
-
-    def _settled(self, process: Process) -> dict[str, int]:
-        def account() -> dict[str, int]:
-            said: dict[str, int] = process.do("conservation")
-            assert said["recorded"] == said["flushed"] + said["dropped"] + said["pending"], said
-            return said
-
-        until(lambda: account()["pending"] == 0, "all is acknowledged or lost")
-        return account()
 
     def _measure(self) -> None:
         """Descriptors and memory, of processes that have lived through a round."""

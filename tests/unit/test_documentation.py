@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.faults.test_bug_list import docstrings_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "lua" / "README.md"]
 
 
-@cache
-def functions_of(path: str) -> set[str]:
-    """The functions of a file below ``tests/``; none where there is no such file."""
-    file = ROOT / "tests" / path
-    if not file.exists():
-        return set()
-    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    return {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_tests_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"([\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8"))
-    assert [f"{path}::{name}" for path, name in named if name not in functions_of(path)] == []
+    assert [f"{path}::{name}" for path, name in named if name not in docstrings_of(path)] == []
 
 
 def test_the_page_on_correctness_names_tests() -> None:
