@@ -98,16 +98,22 @@ def test_an_override_that_is_set_and_released_while_some_are_cut_off(
     fleet.audit(client)
 
 
-@pytest.mark.parametrize("text", ["OOM command not allowed", "READONLY You can't write", "BUSY x"])
-def test_a_part_of_a_pipeline_is_refused(
-    fleet: Fleet, client: redis.Redis, proxy: Proxy, text: str
-) -> None:
-    """Some circuits' steps were carried out and others' were not, in one and the same pipeline."""
+def one_process_with_four_circuits(fleet: Fleet, proxy: Proxy) -> list[str]:
+    """Whose outcomes go out in one pipeline, when they are flushed and not before."""
     names = ["a", "b", "c", "d"]
     fleet.start(1, LASTING, url=proxy.url, SLOW_FLUSH=600_000, POLL=600_000, **PATIENT)
     for name in names:
         fleet.do("breaker", circuit=name, policy=LASTING)
     fleet.do("flush")
+    return names
+
+
+@pytest.mark.parametrize("text", ["OOM command not allowed", "READONLY You can't write", "BUSY x"])
+def test_a_part_of_a_pipeline_is_refused(
+    fleet: Fleet, client: redis.Redis, proxy: Proxy, text: str
+) -> None:
+    """Some circuits' steps were carried out and others' were not, in one and the same pipeline."""
+    names = one_process_with_four_circuits(fleet, proxy)
     rule = proxy.fail("report", text, times=1)
     for _ in range(3):
         for name in names:
@@ -126,11 +132,7 @@ def test_scripts_that_are_flushed_in_the_midst_of_a_pipeline(
     fleet: Fleet, client: redis.Redis, proxy: Proxy
 ) -> None:
     """Only the steps that did not find their script are sent again; the others were carried out."""
-    names = ["a", "b", "c", "d"]
-    fleet.start(1, LASTING, url=proxy.url, SLOW_FLUSH=600_000, POLL=600_000, **PATIENT)
-    for name in names:
-        fleet.do("breaker", circuit=name, policy=LASTING)
-    fleet.do("flush")
+    names = one_process_with_four_circuits(fleet, proxy)
     for _ in range(3):
         for name in names:
             fleet.do("succeed", circuit=name, count=2)

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from distributed_breaker import CircuitBreakerOpenException, Policy, StoreUnavailable, admission
+from distributed_breaker import (
+    CircuitBreaker,
+    CircuitBreakerOpenException,
+    Policy,
+    StoreUnavailable,
+    admission,
+)
 from tests.unit.clock import BRITTLE, Boom, FakeClock, refused, succeed, wait_until
 from tests.unit.fake_store import GONE, Process, Server, accounts, make_shared_due
 
@@ -315,15 +321,21 @@ def idle(process: Process) -> bool:
     return check is not None and check.free(0)
 
 
-def test_a_health_check_closes_a_circuit_without_traffic(
-    start: Callable[[], Process], clock: FakeClock
-) -> None:
+def checked(start: Callable[[], Process]) -> tuple[Process, CircuitBreaker, Check]:
+    """A breaker whose health check has passed while closed, so that it is the probe."""
     process = start()
     breaker = process.synced(BRITTLE)
     check = Check()
     assert breaker.health_check(check) is check
     process.registry.flush(10.0)
     wait_until(lambda: check.calls == 1 and idle(process))
+    return process, breaker, check
+
+
+def test_a_health_check_closes_a_circuit_without_traffic(
+    start: Callable[[], Process], clock: FakeClock
+) -> None:
+    process, breaker, check = checked(start)
     process.registry.flush(10.0)
     make_shared_due(breaker, clock)
     assert refused(breaker).state == "open", "no user's request is sacrificed as a probe"
@@ -335,12 +347,7 @@ def test_a_health_check_closes_a_circuit_without_traffic(
 def test_a_health_check_that_fails_opens_again(
     start: Callable[[], Process], clock: FakeClock
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    check = Check()
-    breaker.health_check(check)
-    process.registry.flush(10.0)
-    wait_until(lambda: check.calls == 1 and idle(process))
+    process, breaker, check = checked(start)
     generation = breaker.snapshot().generation
     make_shared_due(breaker, clock)
     check.well = False
@@ -369,12 +376,7 @@ def test_a_health_check_that_hangs_lets_calls_probe(
     start: Callable[[], Process], clock: FakeClock
 ) -> None:
     """Found by simulation: nobody but the check might probe, and it never came back."""
-    process = start()
-    breaker = process.synced(BRITTLE)
-    check = Check()
-    breaker.health_check(check)
-    process.registry.flush(10.0)
-    wait_until(lambda: check.calls == 1 and idle(process))
+    process, breaker, check = checked(start)
     make_shared_due(breaker, clock)
     check.goes_on.clear()
     process.registry.flush(10.0)
