@@ -286,8 +286,6 @@ class LinkedCircuit:
                 self._handed -= sum(run.count for run in step.batch)
             if step.op == "acquire":
                 self._shadow.asking = False
-                if reply.verdict == "deny":
-                    self._shadow.wait_until = now + reply.value
             again = self._shadow.answered(step, reply, now)
             self._refresh(now)
         return again

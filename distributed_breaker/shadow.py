@@ -270,10 +270,12 @@ class Shadow:
         self.wait_until = 0
         if made_again and self._tripped is self.local and self.local.state != "closed":
             return
-        if self.degraded:
-            self._moved = True
-        else:
+        if not self.degraded:
             self.local = self._new_local(now)
+            return
+        self._moved = True
+        if self.local.state == "closed":
+            self._start_protected(now)
 
     def answered(self, step: Step, reply: Reply, now: int) -> bool:
         """Take in the reply to one of our steps; returns True when another sync must follow."""
@@ -285,6 +287,8 @@ class Shadow:
         self.synced = True
         self._offer_again = False
         again = self.hear(header, reply.remaining, now, step.known, reply.now)
+        if reply.verdict == "deny" and self.generation == (header.v, header.nonce):
+            self.wait_until = now + reply.value
         if header.fresh and reply.policy and self.explicit and self._offered_to != header.v:
             # The circuit was made anew, perhaps by a process that knows no policy: offer ours once.
             self._offered_to = header.v
@@ -390,15 +394,19 @@ class Shadow:
     # ------------------------------------------------------------------ degraded and back
 
     def degrade(self, now: int) -> None:
-        """The store cannot decide: start from the last known shared state, never less protective.
-
-        half_open becomes open for a random part of the interval, and the start of probes is
-        spread, so that many processes that lost the store together send few.
-        """
+        """The store cannot decide: start from the last known shared state, never less protective."""
         if self.degraded or self.alone:
             return
         self.degraded = True
         self.asking = False
+        self._start_protected(now)
+
+    def _start_protected(self, now: int) -> None:
+        """Begin the local machine in the state of the mirror, if that protects (C7).
+
+        half_open becomes open for a random part of the interval, and the start of probes is
+        spread, so that many processes that lost the store together send few.
+        """
         h = self.header
         if h is None or h.state not in ("open", "half_open", "forced_open"):
             return

@@ -7,11 +7,13 @@ whose message begins with the rule's name.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distributed_breaker.model import Header, Step
+from distributed_breaker.errors import StoreDown
+from distributed_breaker.model import Header, Reply, Step, load_header
 from distributed_breaker.permit import Permit
 from distributed_breaker.session import FIRST_ANSWER, POLL, Request
 from distributed_breaker.shadow import Generation
@@ -50,6 +52,8 @@ class Oracle:
         self._unflushed = ""  # futures swallow what their callbacks raise
         self._asked_at: dict[str, int] = {}  # when each token was sent with an acquire
         self._used: set[str] = set()  # tokens with which probes were made
+        self._sure: set[tuple[str, str]] = set()  # who has probed since it was degraded
+        self._denied: dict[tuple[str, str], tuple[int, Generation]] = {}
         self._suspended: dict[str, int] = {}
         self._settled: Counter[str] = Counter()  # how often each token was sent with a settle
         self.seen: Counter[str] = Counter()  # what has come to pass at all
@@ -62,6 +66,8 @@ class Oracle:
         for name, breaker in process.breakers.items():
             shadow = breaker._shadow
             header = shadow.header
+            if not breaker.degraded:
+                self._sure.discard((process.name, name))
             if header is None:
                 continue
             before = self._mirrors.get((process.name, name))
@@ -100,20 +106,32 @@ class Oracle:
 
     def subscribed(self, process: Process) -> None:
         """R9: what may have been missed before a subscription is read at once."""
+        self._soon_knows(process, process.breakers, "R9", "subscribed")
+
+    def heard(self, process: Process, push: str) -> None:
+        """R12 and the ratchet: a push that a process does not believe makes it ask at once."""
+        name, _, text = push.partition(" ")
+        header = load_header(text)
+        if (header.v, header.nonce) == self._server.generations[name]:
+            self._soon_knows(process, [name], "R12", f"heard {text}")
+
+    def _soon_knows(self, process: Process, names: Iterable[str], rule: str, happened: str) -> None:
+        """What is over by now must not be held any longer when a few rounds could be made."""
         began = self._timeline.now
 
         def look() -> None:
             well = process.alive and process.frozen_at < began and process.wire.trouble < began
             if not well or process.session.down or process.wire.slow or process.wire.partitioned:
                 return
-            for name, breaker in process.breakers.items():
+            for name in names:
+                breaker = process.breakers[name]
                 header = breaker._shadow.header
                 if breaker.degraded or header is None or process.frozen:
                     continue
                 left = self._server.left[name].get((header.v, header.nonce), began)
                 assert left >= began, (
-                    f"R9: {process} has subscribed {SOON} ms ago, and holds {header} of {name}, "
-                    f"which was over by then"
+                    f"{rule}: {process} has {happened} {SOON} ms ago, and holds {header} of "
+                    f"{name}, which was over by then"
                 )
 
         self._timeline.after(SOON, look)
@@ -165,8 +183,16 @@ class Oracle:
             held = h is not None and h.state in ("open", "forced_open")
             left = held and (shadow.deadline is None or shadow.deadline > now)
             assert not left, f"C7: {process} lets a call through, though it knows {h}"
+            unsure = held or (h is not None and h.state == "half_open")
+            assert (
+                not (unsure and breaker.degraded) or (process.name, breaker.name) in self._sure
+            ), (
+                f"C7: {process} lets calls through without the store, though it knows {h} and no "
+                f"probe of its own has succeeded"
+            )
             self.seen["call"] += 1
         elif permit._lease.local is not None:
+            self._sure.add((process.name, breaker.name))
             self.seen["local probe"] += 1
         else:
             self._probe_begins(process, breaker, permit)
@@ -213,23 +239,39 @@ class Oracle:
     # ------------------------------------------------------------------ requests
 
     def sent(self, process: Process, steps: list[tuple[str, Step]]) -> None:
-        """R3 and R8."""
+        """R3, R4 and R8."""
         asked = Counter(name for name, step in steps if step.op == "acquire")
         assert not asked or max(asked.values()) == 1, f"R3: {process} asks twice at once: {asked}"
         assert not self._asked[process.name], f"R8: {process} begins a second round"
         self._asked[process.name] = asked
         self.seen.update(step.op for _, step in steps)
-        for _, step in steps:
+        for name, step in steps:
             if step.op == "acquire":
+                until, generation = self._denied.get((process.name, name), (0, None))
+                known = step.known.v, step.known.nonce
+                assert process.ms() >= until or known != generation, (
+                    f"R4: {process} asks for a permit of {name} {until - process.ms()} ms before "
+                    f"the end of its denial"
+                )
                 self._asked_at[step.token] = self._timeline.now
             if step.op == "settle":
                 self._settled[step.token] += 1
                 self.seen["settle again"] += self._settled[step.token] == 2
         self.seen["evidence"] += sum(run.age >= 0 for _, step in steps for run in step.batch)
 
-    def answered(self, process: Process) -> None:
-        """The round's answer has come, or its error."""
+    def answered(self, process: Process, steps: list[tuple[str, Step]], answer: Any) -> None:
+        """The answer to a round's steps has come, or its error."""
         self._asked[process.name] = Counter()
+        replies = answer if steps and not isinstance(answer, StoreDown) else []
+        for (name, _), reply in zip(steps, replies, strict=False):
+            if isinstance(reply, Reply) and reply.verdict == "deny":
+                header = load_header(reply.header)
+                until = process.ms() + reply.value
+                self._denied[process.name, name] = until, (header.v, header.nonce)
+
+    def forked(self, parent: Process, child: Process) -> None:
+        """The child's local machines are where the parent's are."""
+        self._sure |= {(child.name, name) for who, name in self._sure if who == parent.name}
 
     # ------------------------------------------------------------------ accounts
 

@@ -18,6 +18,7 @@ from distributed_breaker.breaker import CircuitBreaker
 from distributed_breaker.errors import StoreDown, StoreUnavailable
 from distributed_breaker.link import LONGEST_WAIT
 from distributed_breaker.linked import Clock
+from distributed_breaker.model import Step
 from distributed_breaker.permit import Permit
 from distributed_breaker.session import FIRST_ANSWER, Ask, Asks, Request, Session
 from distributed_breaker.shadow import Shadow
@@ -228,14 +229,15 @@ class Process:
             else:
                 self._set_alarm()
             return
-        if ask.what == "run":
-            self.world.oracle.sent(self, ask.about)
-        self.wire.ask(ask, self._answered)
+        steps = list(ask.about) if ask.what == "run" else []
+        if steps:
+            self.world.oracle.sent(self, steps)
+        self.wire.ask(ask, lambda value: self._answered(steps, value))
 
-    def _answered(self, value: Any) -> None:
+    def _answered(self, steps: list[tuple[str, Step]], value: Any) -> None:
         asks = self._round
         assert asks is not None
-        self.world.oracle.answered(self)
+        self.world.oracle.answered(self, steps, value)
         if isinstance(value, StoreDown):
             self._go_on(lambda: asks.throw(value))
         else:
@@ -393,6 +395,7 @@ class Process:
                 if era is not None:
                     era.append = era.tally.append
         child.session.fork(f"r{name}")
+        self.world.oracle.forked(self, child)
         for circuit, permit in held:
             if child.chance.random() < 0.5:
                 delay = child.chance.randint(0, 50)

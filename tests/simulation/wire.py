@@ -169,7 +169,11 @@ class Wire:
 
     def _pushed(self, text: str, connection: int) -> None:
         if self._subscribed and not (self.deaf or self.partitioned):
-            self._process.do(lambda: self._process.session.pushed(text))
+            self._process.do(lambda: self._heard(text))
+
+    def _heard(self, text: str) -> None:
+        self._process.session.pushed(text)
+        self._process.world.oracle.heard(self._process, text)
 
     # ------------------------------------------------------------------ faults
 

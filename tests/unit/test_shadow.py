@@ -263,6 +263,24 @@ def test_a_denial_is_obeyed_until_its_wait_is_over() -> None:
     assert process.wait(1).decide().action == "ask"
 
 
+def test_a_denial_that_brings_another_generation_is_obeyed() -> None:
+    """R4: others have the permits of the half-open circuit of which this process hears first."""
+    process = Process().adopt(OPEN, 0)
+    step = process.shadow.step("acquire", process.now, token="mine")
+    denial = reply(header("half_open", v=101))._replace(verdict="deny", value=300)
+    process.shadow.answered(step, denial, process.now)
+    assert process.decide()[:4] == ("refuse", State.HALF_OPEN, "shared", process.now + 300)
+
+
+def test_a_denial_of_a_generation_that_is_over_says_nothing() -> None:
+    process = Process().adopt(OPEN, 0)
+    step = process.shadow.step("acquire", process.now, token="mine")
+    process.hear(header("half_open", v=102))
+    denial = reply(header("half_open", v=101))._replace(verdict="deny", value=300)
+    process.shadow.answered(step, denial, process.now)
+    assert process.decide().action == "ask"
+
+
 def test_a_denial_ends_with_its_generation() -> None:
     process = Process().adopt(header("half_open"))
     process.shadow.wait_until = process.now + 300

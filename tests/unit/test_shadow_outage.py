@@ -141,6 +141,21 @@ def test_losing_the_store_gives_up_the_acquire_in_flight() -> None:
     assert process.decide().action == "ask"
 
 
+def test_what_is_heard_while_degraded_protects_beyond_its_time() -> None:
+    """C7: a process that cannot ask for permits probes the circuit of which it hears by itself."""
+    process = degraded(header(), chance=0.5)
+    process.hear(header("open", v=101), 30 * SECOND)
+    assert process.wait(30 * SECOND).decide()[:2] == ("refuse", State.OPEN)
+    assert process.wait(8 * SECOND).decide()[:2] == ("probe", State.OPEN)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5])
+def test_half_open_that_is_heard_while_degraded_is_no_invitation(chance: float) -> None:
+    process = degraded(header(), chance=chance)
+    process.hear(header("half_open", v=101))
+    assert process.decide().action == ("refuse" if chance else "probe")
+
+
 def test_an_open_circuit_heard_of_while_degraded_is_obeyed() -> None:
     """Commands fail and pushes still come, as without the right to run scripts: C7."""
     process = degraded(header())
