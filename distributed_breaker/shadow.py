@@ -394,7 +394,7 @@ class Shadow:
     # ------------------------------------------------------------------ degraded and back
 
     def degrade(self, now: int) -> None:
-        """The store cannot decide: start from the last known shared state, never less protective."""
+        """The store cannot decide: start from the last known state, never less protective."""
         if self.degraded or self.alone:
             return
         self.degraded = True

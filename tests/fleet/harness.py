@@ -10,7 +10,6 @@ The processes are those of ``process.py``.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import redis
 from distributed_breaker import model
 from distributed_breaker.store import key_of
 from scripts.servers import Server
-from tests.fleet.process import BOUND, Nursery, Process, WorkerError, until
+from tests.fleet.process import BOUND, Nursery, Process, WorkerError, until, whole_lines
 
 CIRCUIT = "payments"
 
@@ -147,12 +146,9 @@ class Fleet:
 
     def calls(self, event: str = "", **wanted: Any) -> list[dict[str, Any]]:
         """What protected calls have noted, in this order: ``enter``, ``leave``, …"""
-        if not self._noted.exists():
-            return []
-        lines = map(json.loads, self._noted.read_text().splitlines())
         return [
             line
-            for line in lines
+            for line in whole_lines(self._noted)
             if (not event or line["event"] == event)
             and all(line.get(name) == value for name, value in wanted.items())
         ]

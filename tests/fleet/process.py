@@ -41,6 +41,14 @@ def until(condition: Callable[[], T], what: str = "", bound: float = BOUND) -> T
     return value
 
 
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines that processes have written to a file; one that is being written waits."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 class Process:
     """One process of the fleet, as the test sees it."""
 

@@ -7,7 +7,6 @@ ends with the test, whatever happens to the test's process.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ import redis
 
 from distributed_breaker import model
 from distributed_breaker.store import key_of
-from tests.fleet.process import BOUND, ROOT, until
+from tests.fleet.process import BOUND, ROOT, until, whole_lines
 
 AUDIT = 10.0  # s in which a living process reports what it has recorded; usually 2
 
@@ -153,12 +152,9 @@ class Program:
 
     def noted(self, event: str, **wanted: Any) -> list[dict[str, Any]]:
         """What the processes have noted, in this order."""
-        if not self._ledger.exists():
-            return []
-        lines = map(json.loads, self._ledger.read_text().splitlines())
         return [
             line
-            for line in lines
+            for line in whole_lines(self._ledger)
             if line["event"] == event and all(line.get(k) == v for k, v in wanted.items())
         ]
 
