@@ -16,7 +16,7 @@ from distributed_breaker.errors import StoreDown
 from distributed_breaker.model import Header, Reply, Step, load_header
 from distributed_breaker.permit import Permit
 from distributed_breaker.session import FIRST_ANSWER, POLL, Request
-from distributed_breaker.shadow import Generation
+from distributed_breaker.shadow import EVIDENCE, NO_GENERATION, Generation
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process, SimBreaker
@@ -54,6 +54,9 @@ class Oracle:
         self._used: set[str] = set()  # tokens with which probes were made
         self._sure: set[tuple[str, str]] = set()  # who has probed since it was degraded
         self._denied: dict[tuple[str, str], tuple[int, Generation]] = {}
+        # Outcomes per process, circuit and generation: of calls that it admitted, and reported.
+        self._began: Counter[tuple[str, str, Generation]] = Counter()
+        self._reported: Counter[tuple[str, str, Generation]] = Counter()
         self._suspended: dict[str, int] = {}
         self._settled: Counter[str] = Counter()  # how often each token was sent with a settle
         self.seen: Counter[str] = Counter()  # what has come to pass at all
@@ -228,9 +231,12 @@ class Oracle:
         self.seen["probe"] += 1
         self.seen["two probes at once"] += running > 1
 
-    def ended(self, permit: Permit) -> None:
+    def ended(self, process: Process, circuit: str, permit: Permit) -> None:
         """The call of a permit has ended."""
         self._probes.pop(id(permit), None)
+        lease, era = permit._lease, permit._era
+        generation = lease.shared if lease is not None else era.shared if era else NO_GENERATION
+        self._began[process.name, circuit, generation] += 1
 
     def suspended(self, process: Process) -> None:
         """Its clock has stood still: leases that it holds may have ended without its noticing."""
@@ -239,13 +245,14 @@ class Oracle:
     # ------------------------------------------------------------------ requests
 
     def sent(self, process: Process, steps: list[tuple[str, Step]]) -> None:
-        """R3, R4 and R8."""
+        """R3, R4 and R8; what a process knows, it says; S11: a late outcome is reported as late."""
         asked = Counter(name for name, step in steps if step.op == "acquire")
         assert not asked or max(asked.values()) == 1, f"R3: {process} asks twice at once: {asked}"
         assert not self._asked[process.name], f"R8: {process} begins a second round"
         self._asked[process.name] = asked
         self.seen.update(step.op for _, step in steps)
         for name, step in steps:
+            self._true(process, name, step)
             if step.op == "acquire":
                 until, generation = self._denied.get((process.name, name), (0, None))
                 known = step.known.v, step.known.nonce
@@ -258,6 +265,27 @@ class Oracle:
                 self._settled[step.token] += 1
                 self.seen["settle again"] += self._settled[step.token] == 2
         self.seen["evidence"] += sum(run.age >= 0 for _, step in steps for run in step.batch)
+
+    def _true(self, process: Process, name: str, step: Step) -> None:
+        shadow, known = process.breakers[name]._shadow, step.known
+        if (known.v, known.nonce) == shadow.generation and shadow.deadline is not None:
+            left = shadow.deadline - process.ms()
+            assert known.state != "open" or known.remaining >= left, (
+                f"ratchet: {process} says that {name} stays open for {known.remaining} ms, and "
+                f"knows of {left}"
+            )
+        oldest = max((run.age for run in step.batch), default=-1)
+        assert oldest <= min(shadow.policy.window, EVIDENCE) + SOON or process.frozen_at >= (
+            self._timeline.now - oldest
+        ), f"evidence: {process} sends an outcome of {name} that is {oldest} ms old"
+        timely = sum(run.count for run in step.batch if run.age < 0)
+        if timely and step.era != NO_GENERATION:
+            place = process.name, name, step.era
+            self._reported[place] += timely
+            assert self._reported[place] <= self._began[place], (
+                f"S11: {process} reports {self._reported[place]} outcomes of {name} for "
+                f"{step.era}, in which {self._began[place]} of its calls began"
+            )
 
     def answered(self, process: Process, steps: list[tuple[str, Step]], answer: Any) -> None:
         """The answer to a round's steps has come, or its error."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from distributed_breaker import Policy
+from distributed_breaker.shadow import MAX_PENDING
 
 LONGEST = 12_000  # ms in which events begin
 MOST_PROCESSES = 12  # alive at the same time
@@ -78,6 +79,7 @@ class Plan:
     explicit: bool  # whether processes are given a policy, or take the store's
     checks: bool  # whether processes have health checks
     recovers: bool
+    most_pending: int  # runs that may wait to be sent
     events: tuple[Event, ...]
 
     def only(self, numbers: Iterable[int]) -> Plan:
@@ -104,6 +106,7 @@ def draw(seed: int) -> Plan:
         explicit=chance.random() < 0.8,
         checks=chance.random() < 0.25,
         recovers=chance.random() < 0.8,
+        most_pending=chance.choice([MAX_PENDING, MAX_PENDING, 4]),
         events=tuple(event._replace(number=i) for i, event in enumerate(events)),
     )
 

@@ -102,8 +102,6 @@ PLANTED = (
     # Who decides.
     Planted("C1: an older header is adopted", SHADOW,
             "        if header.v < mine.v:\n            return answering is None\n", ""),
-    Planted("a header of the same v is ignored", SHADOW,
-            "            if ours:\n                self._take(header, remaining, now, lasted)\n            return answering is None\n", "            return False\n"),
     Planted("R12: a newcomer's circuit is believed", SHADOW,
             "if header.fresh and not ours and self._guarding(now):", "if False:"),
     Planted("R12: only open is guarded", SHADOW,
@@ -128,8 +126,6 @@ PLANTED = (
             "batches.append((self.generation, [Run(kind, count)]))"),
     # Admission.
     Planted("R1: a late grant is taken", "admission.py", "if breaker._clock.ms() < until:", "if True:"),
-    Planted("R2: a late answer is neither taken nor given back", "admission.py",
-            "return _answer(future) if owned and not future.cancel() else None", "return None"),
     Planted("a cancelled task keeps its permit", "admission.py", "        if not future.cancel():\n", "        if False:\n"),
     # The way back.
     Planted("never looks again", "outage.py", "return self._good > 2", "return False"),

@@ -347,7 +347,7 @@ class Process:
     def settle(self, breaker: SimBreaker, permit: Permit) -> None:
         """The call ends, as the dependency wants it."""
         self.world.calls.get(self.name, {}).pop(id(permit), None)
-        self.world.oracle.ended(permit)
+        self.world.oracle.ended(self, breaker.name, permit)
         outcome, open_for = self._outcome(breaker.name)
         self.recorded[breaker.name] += 1
         if outcome is Outcome.SUCCESS:

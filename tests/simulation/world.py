@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
+from distributed_breaker import shadow
 from distributed_breaker.permit import Permit
 from tests.simulation.oracle import Oracle
 from tests.simulation.plan import LONGEST, MOST_PROCESSES, Event, Plan
@@ -454,6 +456,6 @@ def run(plan: Plan, machine: Callable[[str], Machine] | None = None) -> World:
     """
     make = machine if machine is not None else lambda _: Modelled()
     world = World(plan, make)
-    with _watched(world):
+    with _watched(world), patch.object(shadow, "MAX_PENDING", plan.most_pending):
         world.run()
     return world
