@@ -108,7 +108,7 @@ def test_what_is_pushed_holds_also_while_steps_are_refused(
     until(lambda: other.do("look")["shared"] == "open", "the trip")
     until(lambda: not deaf.do("attempt")["admitted"], "the push")
     assert deaf.do("look")["degraded"]
-    assert deaf.do("attempt")["source"] == "shared"
+    assert deaf.do("attempt")["source"] == "shadow"
 
 
 @ALL
