@@ -426,7 +426,7 @@ class Shadow:
         too, but on its way an outcome seems to grow younger, so what we know comes first.
         Everything else can only count as late.
         """
-        oldest = max(now - min(self.policy.window, EVIDENCE), self.local.since, self.since)
+        oldest = max(now - self._oldest_evidence, self.local.since, self.since)
         kept: deque[Pending] = deque()
         for p in self.pending:
             if p.began > oldest:
@@ -440,6 +440,10 @@ class Shadow:
         if self._moved or self.generation == NO_GENERATION:
             self.local = self._new_local(now)
         self._moved = False
+
+    @property
+    def _oldest_evidence(self) -> int:
+        return min(self.policy.window, EVIDENCE)
 
     # ------------------------------------------------------------------ outcomes
 
@@ -566,6 +570,9 @@ class Shadow:
         batches: list[tuple[Generation, list[Run]]] = []
         bad = MAX_COUNT
         for p in self.pending:
+            if p.evidence and now - p.began > self._oldest_evidence:
+                self.stale[p.kind] += p.count
+                continue
             era = self.generation if p.evidence else p.era
             age = now - p.began if p.evidence else -1
             limit = MAX_COUNT if p.kind in "si" else model.MAX_BAD

@@ -118,7 +118,7 @@ PLANTED = (
             "        again = self.hear(header, reply.remaining, now, step.known, reply.now)\n        if reply.verdict == \"deny\" and self.generation == (header.v, header.nonce):\n            self.wait_until = now + reply.value\n",
             "        if reply.verdict == \"deny\":\n            self.wait_until = now + reply.value\n        again = self.hear(header, reply.remaining, now, step.known, reply.now)\n", quick=True),
     Planted("evidence of any age is sent", SHADOW,
-            "oldest = max(now - min(self.policy.window, EVIDENCE), self.local.since, self.since)", "oldest = 0"),
+            "return min(self.policy.window, EVIDENCE)", "return 10**9"),
     Planted("what was lost is not accounted for", SHADOW, "        self.dropped += count\n", ""),
     Planted("folded outcomes are lost", SHADOW, "            self.stale[old.kind] += old.count\n", ""),
     Planted("late outcomes are sent as good ones", SHADOW,

@@ -194,6 +194,14 @@ def test_alone_is_never_degraded() -> None:
 # ---------------------------------------------------------------------------- healing
 
 
+def test_evidence_that_has_grown_too_old_before_it_is_sent_is_late() -> None:
+    process = degraded(header()).wait(SECOND)
+    process.record("s")
+    healed(process.wait(28 * SECOND))
+    assert process.wait(SECOND + 1_001).pending() == {"s": 1}
+    assert sent(process) == [(NO_GENERATION, "s", 1, -1)]
+
+
 def test_what_was_seen_meanwhile_is_evidence_with_its_age() -> None:
     process = degraded(header()).wait(SECOND)
     process.record("f")
