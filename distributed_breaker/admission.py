@@ -74,7 +74,9 @@ def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, 
             token = breaker.new_token()
             decision, local, shared = breaker.acquire_locally(token)
             if decision.action == "probe":
-                return Permit()._begin(breaker, None, Lease(token, local, shared))
+                return Permit()._begin(
+                    breaker, None, Lease(token, local, shared, breaker._shadow.reporter)
+                )
             if decision.action == "refuse":
                 raise breaker.refusal(decision)
         elif decision.action == "ask":
@@ -116,7 +118,7 @@ def _ask(breaker: CircuitBreaker, decision: Decision) -> Generator[Wait, Any, Pe
         until = sent + reply.value - reply.value // MARGIN
         if breaker._clock.ms() < until:
             header = model.load_header(reply.header)
-            lease = Lease(token, None, (header.v, header.nonce), until)
+            lease = Lease(token, None, (header.v, header.nonce), breaker._shadow.reporter, until)
             return Permit()._begin(breaker, None, lease)
         # R1: a grant that was delayed on its way is dead on arrival.
         link.submit(Request("cancel", breaker, {"op": "cancel", "token": token}))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .model import Header, Reply, Step, remaining
 from .policy import Policy, State
 from .process import OwnLock
-from .shadow import Bad, Decision, Era, Generation, Shadow
+from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .workers import HealthCheck
 
 FAST_FLUSH = 250  # ms between reports of good outcomes while the circuit has seen failures
@@ -315,6 +315,13 @@ class LinkedCircuit:
         with self._turn, self._lock:
             self._handed -= 1
             self._shadow.late(step.kind, step.deltas)
+
+    def settle_inherited(self, item: Bad) -> None:
+        """A child goes on with a probe that was under way when it was forked.  The permit stays its
+        parent's, who may still be calling: to the store the child's outcome comes late."""
+        with self._turn, self._lock:
+            self._recorded += 1
+            self._shadow.late(item.kind, tuple(durations([item.duration]).items()))
 
     def settle_begun(self) -> None:
         """A probe's outcome was recorded and waits for its settle to be acknowledged."""

@@ -31,6 +31,7 @@ class Lease(NamedTuple):
     token: str
     local: Generation | None  # of the local machine, when that gave the permit
     shared: Generation
+    reporter: str  # the process to which it was given
     until: int = 0  # ms
 
 
@@ -142,6 +143,8 @@ class Permit:
             if lease.local is not None:
                 breaker.settle_locally(lease.token, lease.local, item, lease.shared)
                 breaker._link_nudge()
+            elif lease.reporter != breaker._shadow.reporter:
+                breaker.settle_inherited(item)
             else:
                 breaker._settle_shared(lease.token, lease.shared, item, lease.until)
 

@@ -18,6 +18,7 @@ from distributed_breaker import (
     Policy,
     StoreUnavailable,
     admission,
+    model,
 )
 from tests.unit.clock import BRITTLE, Boom, FakeClock, refused, succeed, wait_until
 from tests.unit.fake_store import GONE, Process, Server, accounts, make_shared_due
@@ -275,6 +276,24 @@ def test_a_settle_that_fails_is_sent_until_the_lease_ends(
 
     wait_until(gone)
     assert accounts(breaker)["dropped"] == before["dropped"] + 1
+
+
+def test_a_childs_copy_of_a_probe_ends_without_its_parents_permit(
+    start: Callable[[], Process], fake_server: Server, clock: FakeClock
+) -> None:
+    """C2: the parent, whose permit it is, may still be calling; the child's outcome is late."""
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    permit = breaker.acquire()
+    breaker.forked("child")
+    permit.success()
+    process.registry.flush(10)
+    assert slots(fake_server) == 1
+    assert "settle" not in fake_server.operations
+    late = model.TOTALS.index("late")
+    assert fake_server.circuits["b"].totals[late] == 1
+    assert accounts(breaker) == {"recorded": 1, "flushed": 1, "dropped": 0, "pending": 0}
 
 
 def test_a_settle_that_arrives_late_still_closes(
