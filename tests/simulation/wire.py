@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.simulation.process import Process
 
 Done = Callable[[Any], None]  # gets an answer, or the StoreDown to be thrown
-REPEATABLE = frozenset({"acquire", "settle", "cancel"})
+REPEATABLE = frozenset({"settle", "cancel"})
 
 
 class Wire:
