@@ -39,11 +39,13 @@ class Wire:
         self._connection = 0  # grows when the connection is lost
         self._waiting: Done | None = None
         self._wanted = self._subscribing = self._subscribed = False
-        self.trouble = -1  # when it last failed (ms)
+        self.trouble = -1  # when it last failed or was slow (ms)
         self.slow = self.partitioned = self.deaf = self.repeats = False
 
     def _delay(self) -> int:
         longest = 600 if self.slow else self._chance.choice([0, 1, 5])
+        if self.slow:
+            self.trouble = self._timeline.now
         return self._chance.randint(0, longest)
 
     # ------------------------------------------------------------------ requests
