@@ -99,6 +99,8 @@ class Session:
         self._requests: deque[Request] = deque()
         self._urgent: deque[LinkedCircuit] = deque()
         self._to_sync: dict[str, LinkedCircuit] = {}
+        # Those whose sync is under way.  Meanwhile a push may ask for another one.
+        self._syncing: dict[str, LinkedCircuit] = {}
         self._to_remember: dict[str, None] = {}
         self._next_tick = 0
         self._next_poll = 0
@@ -196,7 +198,7 @@ class Session:
         """When the next round must be made (ms), unless ``wake`` is called before."""
         if self.down:
             return min(self._outage.look_at, self._next_tick)
-        if self._requests or self._urgent or self._to_sync or self._poll_all:
+        if self._requests or self._urgent or self._to_sync or self._syncing or self._poll_all:
             return 0
         return min(self._next_tick, self._next_poll)
 
@@ -232,7 +234,7 @@ class Session:
             if now >= self._next_poll or self._poll_all:
                 yield from self._poll(now)
         except StoreDown as error:
-            asked = any(r.kind == "acquire" for r in requests) or bool(self._to_sync)
+            asked = any(r.kind == "acquire" for r in requests) or bool(self._syncing)
             if self._outage.tolerates(error.timeout, asked):
                 self._next_poll = 0
                 self._next_tick = 0
@@ -266,10 +268,11 @@ class Session:
         self._kept = [circuit for circuit in due.values() if circuit.broken]
         if flush:
             self._to_sync.update({c.name: c for c in self._kept})
-        to_sync = dict(self._to_sync)
-        for circuit in {**due, **to_sync}.values():
+        for name in list(self._to_sync):
+            self._syncing[name] = self._to_sync.pop(name)
+        for circuit in {**due, **self._syncing}.values():
             out = [] if circuit.broken else circuit.outgoing()
-            if not out and circuit.name in to_sync:
+            if not out and circuit.name in self._syncing:
                 out, circuit.sent = [circuit.step("report")], now
             steps += [(circuit, step, None) for step in out]
         for r in requests:
@@ -359,7 +362,7 @@ class Session:
 
     def _take_reply(self, planned: Planned, reply: Reply | StoreError, sent: int) -> None:
         circuit, step, request = planned
-        self._to_sync.pop(circuit.name, None)
+        self._syncing.pop(circuit.name, None)
         if isinstance(reply, StoreError):
             self._one_circuit_failed(planned, reply)
             return
@@ -533,6 +536,8 @@ class Session:
                 self._say_once(error.code, "the store refuses us: %s; an operator must act", error)
 
     def _sync_all(self) -> Asks:
+        self._to_sync.clear()
+        self._syncing.clear()
         circuits = list(self._circuits.values())
         for start in range(0, len(circuits), CHUNK):
             # Nothing is added, but it is written: a store that refuses writes has not returned.
@@ -543,7 +548,8 @@ class Session:
                 if isinstance(reply, StoreError):
                     self._one_circuit_failed((circuit, step, None), reply)
                     continue
-                circuit.answered(step, reply)
+                if circuit.answered(step, reply):
+                    self._to_sync[circuit.name] = circuit
                 circuit.heal()
                 circuit.nudged = True
                 self._urgent.append(circuit)
@@ -552,7 +558,6 @@ class Session:
         self._outage.end()
         self.impatient = False
         self._logged.clear()
-        self._to_sync.clear()
         self._next_tick = 0
         self.want_pushes(True)
 

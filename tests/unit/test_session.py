@@ -11,7 +11,7 @@ import pytest
 from distributed_breaker import Policy, model
 from distributed_breaker.errors import StoreDown, StoreError, StoreUnavailable
 from distributed_breaker.linked import Clock, LinkedCircuit
-from distributed_breaker.model import Circuit, Reply, Step
+from distributed_breaker.model import Circuit, Known, Reply, Step
 from distributed_breaker.session import POLL, Ask, Request, Session
 from distributed_breaker.shadow import Bad, Shadow
 from tests.unit.clock import FakeClock
@@ -238,3 +238,30 @@ def test_no_mirror_gets_older_than_a_poll_interval(session: ByHand, heard_before
         oldest = max(oldest, session.time.ms - session.circuit.heard)
         session.go_round()
     assert oldest <= POLL + 1
+
+
+def test_a_push_that_is_not_believed_is_asked_about_even_while_a_sync_is_under_way(
+    session: ByHand,
+) -> None:
+    """R12: found by simulation.  The answer under way was taken for the one to the new question,
+    and the mirror stayed behind until the next poll."""
+
+    def restored(ask: Ask | None = None) -> Any:
+        """Another process brings back what it knows, and the push is heard before the answer."""
+        answer = session.answer(ask) if ask is not None else None
+        assert session.stored is not None
+        known = Known(session.stored.v + 5, "bbbbbbbb", "forced_open", -1, 0)
+        session.carry_out(Step("report", "bbbbbbbb", POLICY.numbers, known))
+        session.pushed(f"c {model.dump_header(session.stored)}")
+        return answer
+
+    session.go_round()
+    session.carry_out(session.circuit.step("override", kind="forced_open"))
+    session.subscribed()
+    session.go_round()
+    restored()
+    assert session.go_round(restored)[0].what == "run"
+    assert session.due() <= session.time.ms
+    assert session.go_round()[0].what == "run"
+    assert session.stored is not None
+    assert session.circuit._shadow.generation == (session.stored.v, session.stored.nonce)
