@@ -242,7 +242,7 @@ def load(fields: dict[str, str]) -> Circuit | None:
     c = Circuit(*h[:9])
     window = fields.get("w", "0 0").split(" ")
     c.head, c.run = int(window[0]), int(window[1])
-    for entry in window[2:]:
+    for entry in window[5:]:
         offset, *counts = map(int, entry.split(":"))
         c.ring[offset] = counts
     shares = fields.get("r", "0").split(" ")
@@ -261,6 +261,16 @@ def load(fields: dict[str, str]) -> Circuit | None:
     return c
 
 
+def counts(c: Circuit) -> tuple[int, int, int]:
+    """S8: the window's totals are the sum of its ring."""
+    calls = failures = slow = 0
+    for bucket in c.ring:
+        calls += bucket[0]
+        failures += bucket[1]
+        slow += bucket[2]
+    return calls, failures, slow
+
+
 def dump_header(c: Circuit) -> str:
     """Schema, generation, nonce, state, since, duration, attempt, successes, flags, counter, and
     the cause of the last transition, which stands first in the reason."""
@@ -274,7 +284,7 @@ def dump_header(c: Circuit) -> str:
 
 def dump(c: Circuit) -> dict[str, str]:
     """Only buckets that hold something are written, newest first."""
-    window = [str(c.head), str(c.run)]
+    window = [str(n) for n in (c.head, c.run, *counts(c))]
     for offset, (calls, failures, slow) in enumerate(c.ring):
         if calls > 0:
             window.append(f"{offset}:{calls}:{failures}:{slow}")
@@ -317,15 +327,15 @@ def rebase(x: Context, c: Circuit) -> None:
         if slot.since > x.now:
             slot.since = x.now
             x.dirty = True
-    for r in c.reporters:
-        if r.last > x.now:
-            r.last = x.now
-            x.dirty = True
 
 
 def roll(c: Circuit, p: Numbers, now: int) -> None:
-    """The ring and the half-windows move on with time; set-back clocks leave them as they are."""
+    """The ring and the half-windows move on with time.  A clock that was set back leaves them as
+    they are, and reporters that were seen later than now are seen now."""
     index = now // max(1, p.window // BUCKETS)
+    if index < c.head:
+        for r in c.reporters:
+            r.last = min(r.last, now)
     shift = min(index - c.head, BUCKETS)
     for _ in range(shift):
         c.ring.pop()
@@ -341,16 +351,6 @@ def roll(c: Circuit, p: Numbers, now: int) -> None:
 
 
 # ---------------------------------------------------------------------------- transitions
-
-
-def counts(c: Circuit) -> tuple[int, int, int]:
-    """S8: the window's totals are the sum of its ring."""
-    calls = failures = slow = 0
-    for bucket in c.ring:
-        calls += bucket[0]
-        failures += bucket[1]
-        slow += bucket[2]
-    return calls, failures, slow
 
 
 def active(c: Circuit, p: Numbers, now: int) -> int:

@@ -47,6 +47,191 @@ local MAX_DETAIL = 400
 local MAX_POLICY = 256
 local LOG_LENGTH = 50
 
+-- ------------------------------------------------------------------------- reading
+
+-- A command's error, beginning with its code. Redis 6.2 puts the script's name before it; a
+-- missing right has no code of its own inside a script, so it gets one that clients can tell.
+local function refusal(err)
+  local plain = string.gsub(string.gsub(err, '^@%S+: %d+: ', ''), '^%-', '')
+  if string.find(plain, '^ERR') then return 'CBREFUSED' .. string.sub(plain, 4) end
+  return plain
+end
+
+-- What is stored and the server's time are asked for once, by whoever needs them first. pcall keeps
+-- the code of an error, such as WRONGTYPE, which Redis before 7 hides behind ERR when a script fails.
+local stored, clock
+
+local function read_stored()
+  stored = stored or redis.pcall('HMGET', KEYS[1], 'h', 'w', 'r', 's', 'p', 't', 'x', 'e')
+  return stored
+end
+
+local function read_clock()
+  clock = clock or redis.pcall('TIME')
+  return clock
+end
+
+-- ------------------------------------------------------------------------- the shortcut
+
+-- Nearly every step is a report of a process that agrees with the store about a closed circuit, and
+-- trips nothing. Such a step is carried out here, on the packed text, before the machine below is
+-- even defined: that alone takes longer. What is not certain is left to the machine, before any
+-- write, and the tests compare the two. The functions return nil for what is not certain.
+
+local find, match, gmatch, gsub = string.find, string.match, string.gmatch, string.gsub
+local format, floor, max = string.format, math.floor, math.max
+
+-- As text() below, quicker: %d is a C long, which has 32 bits on some servers.
+local function digits(number)
+  return format(number < 2147483648 and '%d' or '%.0f', number)
+end
+
+-- A number in its text, and what is added to it: most do not change.
+local function grown(number, by)
+  return by == 0 and number or digits(number + by)
+end
+
+-- Adds what only the client can count to the totals, which stay text.
+local function steady_deltas(totals, deltas)
+  local read = 0
+  for name, bucket, count in gmatch(deltas, '([%a_]+)(%d*):(%d+)') do
+    local index
+    if bucket ~= '' then
+      index = name == 'b' and 17 + bucket or 33
+    else
+      index = name == 'duration_us' and 16 or name == 'rejected' and 5 or name == 'dropped' and 7
+        or name == 'fallbacks' and 9 or 33
+    end
+    if index > 32 or #count > 15 then return nil end
+    totals[index] = digits(totals[index] + count)
+    read = read + #name + #bucket + #count + 2
+  end
+  return deltas == '' or read == #deltas + 1 and not find(deltas, '[b:]0%d')
+end
+
+-- Records a batch in window, reporters and totals, and returns the first two; nil where a rule of
+-- the trip might hold after any of its outcomes, whatever the quorum says.
+local function steady_batch(w, r, totals, now, moment)
+  local most_run, rate, window, least, slow_rate =
+    match(ARGV[7], '^%d+ (%d+) (%d+) (%d+) (%d+) (%d+) ')
+  local head, run, calls, failures, slow, ring = match(w, '^(%d+) (%d+) (%d+) (%d+) (%d+)(.*)$')
+  local half, shares = match(r, '^(%d+)( .*)$')
+  if not (most_run and head and half) then return nil end
+
+  -- Neither the ring nor the half-windows move on, and the reporter is known.
+  local reporter = ARGV[10]
+  if head + 0 ~= floor(now / max(1, floor(window / BUCKETS)))
+    or half + 0 ~= floor(now / max(1, floor(window / 2)))
+    or #reporter > MAX_NAME or not find(reporter, '^[%w_-]+$') or find(shares, ' *:', 1, true) then
+    return nil
+  end
+  local from, to = find(shares, ' ' .. reporter .. ':', 1, true)
+  local cur, prev, own, behind = match(shares, '^%d+:(%d+):(%d+):(%d+)(.*)$', (to or 0) + 1)
+  if not from or not cur then return nil end
+  local before = string.sub(shares, 1, from - 1)
+  local n, f, s, older = match(ring, '^ 0:(%d+):(%d+):(%d+)(.*)$')
+  if not n then n, f, s, older = '0', '0', '0', ring end
+
+  rate, least, slow_rate, most_run = rate + 0, least + 0, slow_rate + 0, most_run + 0
+  local sum, streak, mine, tokens, all, read = calls + 0, run + 0, own + 0, 0, 0, 0
+  local bad, failed, slower, ignored, good, succeeded = 0, 0, 0, 0, false, false
+  for kind, number in gmatch(ARGV[11], '([sSfFiI])([1-9]%d*)') do
+    local count = number + 0
+    read, tokens, all = read + #number + 2, tokens + 1, all + count
+    if count > MAX_COUNT or tokens > MAX_TOKENS then return nil end
+    if kind == 'i' then
+      ignored = ignored + count
+    else
+      -- Calls that are not bad by a rule lower its rate, so it is highest with the fewest of them
+      -- with which it counts at all; bad ones raise it up to the last.
+      sum = sum + count
+      local first = max(least, sum - count + 1)
+      local among, slow_among = first, first
+      if kind == 's' then
+        good, succeeded, streak, mine = true, true, 0, 0
+      else
+        bad, streak, mine = bad + count, streak + count, mine + count
+        if kind == 'S' then succeeded = true end
+        if kind == 'I' then ignored = ignored + count end
+        if kind == 'f' or kind == 'F' then failed, among = failed + count, sum end
+        if kind ~= 'f' then slower, slow_among = slower + count, sum end
+      end
+      if streak >= most_run or bad > MAX_BAD or sum >= least
+        and (rate > 0 and (failures + failed) * 10000 >= rate * among
+        or (slow + slower) * 10000 >= slow_rate * slow_among) then
+        return nil
+      end
+    end
+  end
+  if read ~= #ARGV[11] + 1 then return nil end
+  totals[1] = digits(totals[1] + all)
+  totals[2], totals[3] = grown(totals[2], failed), grown(totals[3], slower)
+  totals[4] = grown(totals[4], ignored)
+  if succeeded then totals[14] = moment end
+  if failed > 0 then totals[15] = moment end
+  if not succeeded and bad == 0 then return w, r end
+  if good and run ~= '0' then
+    -- A good call ends the run of every reporter.
+    before = gsub(gsub(before, ':%d+ ', ':0 '), ':%d+$', ':0')
+    behind = gsub(gsub(behind, ':%d+ ', ':0 '), ':%d+$', ':0')
+  end
+  return head .. ' ' .. digits(streak) .. ' ' .. digits(sum) .. ' ' .. grown(failures, failed)
+      .. ' ' .. grown(slow, slower) .. ' 0:' .. digits(n + sum - calls) .. ':' .. grown(f, failed)
+      .. ':' .. grown(s, slower) .. older,
+    half .. before .. ' ' .. reporter .. ':' .. moment .. ':' .. grown(cur, bad) .. ':' .. prev
+      .. ':' .. digits(mine) .. behind
+end
+
+local function steady()
+  if ARGV[1] ~= 'report' or not ARGV[13] then return nil end
+  local raw = read_stored()
+  if raw.err or not raw[1] or raw[5] ~= ARGV[7] then return nil end
+
+  -- Of the header only the counter changes. The client knows this generation.
+  local head, era, since, attempt, n, cause =
+    match(raw[1], '^(1 (%d+ %x+) closed (%d+) %d+ (%d+) 0 %-) (%d+) (%S+)$')
+  if not head then return nil end
+  if ARGV[9] ~= era or ARGV[6] ~= era .. ' closed 0 ' .. attempt
+    or (ARGV[8] ~= '0' and ARGV[8] ~= '1') or #ARGV[13] > MAX_DETAIL
+    or not find(ARGV[3], '^%x%x%x%x%x%x%x%x$') then
+    return nil
+  end
+  local now
+  if ARGV[2] ~= '' then
+    now = find(ARGV[2], '^[1-9]%d*$') and #ARGV[2] < 15 and tonumber(ARGV[2])
+  else
+    local t = read_clock()
+    now = not t.err and t[1] * 1000 + floor(t[2] / 1000)
+  end
+  local touched = tonumber(raw[8])
+  if not now or not touched or now < touched or now >= touched + HOUR or now < since + 0 then
+    return nil
+  end
+  local moment = digits(now)
+  local answer = {raw[1], moment, '0', 'closed', '', 'ok', '0', '', ''}
+  if ARGV[11] == '' and ARGV[12] == '' then return answer end
+
+  local totals = {match(raw[6] or '',
+    '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)'
+    .. ' (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}
+  local w, r = raw[2], raw[3]
+  if not totals[1] or not steady_deltas(totals, ARGV[12]) then return nil end
+  if ARGV[11] ~= '' then
+    w, r = steady_batch(w or '', r or '', totals, now, moment)
+    if not w then return nil end
+  end
+  answer[1] = head .. ' ' .. digits(n + 1) .. ' ' .. cause
+  local saved = redis.pcall('HSET', KEYS[1], 'h', answer[1], 'w', w, 'r', r, 't',
+    table.concat(totals, ' '))
+  if type(saved) == 'table' and saved.err then return redis.error_reply(refusal(saved.err)) end
+  return answer
+end
+
+local answer = steady()
+if answer then return answer end
+
+-- ------------------------------------------------------------------------- the machine's tables
+
 local NAMES = {
   'calls', 'failures', 'slow', 'ignored', 'rejected', 'late', 'dropped', 'probes', 'fallbacks',
   'trips', 'opens', 'half_opens', 'closes', 'last_success', 'last_failure', 'duration_us',
@@ -138,18 +323,9 @@ local function empty_ring()
   return ring
 end
 
--- A command's error, beginning with its code. Redis 6.2 puts the script's name before it; a
--- missing right has no code of its own inside a script, so it gets one that clients can tell.
-local function refusal(err)
-  local plain = string.gsub(string.gsub(err, '^@%S+: %d+: ', ''), '^%-', '')
-  if string.find(plain, '^ERR') then return 'CBREFUSED' .. string.sub(plain, 4) end
-  return plain
-end
-
--- An absent circuit is nil; absent fields are empty. pcall keeps the code of an error, such as
--- WRONGTYPE, which Redis before 7 hides behind ERR when a script fails.
-local function load(key)
-  local raw = redis.pcall('HMGET', key, 'h', 'w', 'r', 's', 'p', 't', 'x', 'e')
+-- An absent circuit is nil; absent fields are empty.
+local function load()
+  local raw = read_stored()
   if raw.err then return nil, refusal(raw.err) end
   if not raw[1] then return nil end
   local c, problem = load_header(raw[1])
@@ -157,7 +333,7 @@ local function load(key)
   c.ring, c.reporters, c.slots, c.totals = empty_ring(), {}, {}, {}
   local window = split(raw[2] or '0 0', '%S+')
   c.head, c.run = tonumber(window[1]), tonumber(window[2])
-  for i = 3, #window do
+  for i = 6, #window do
     local offset, calls, failures, slow = string.match(window[i], '^(%d+):(%d+):(%d+):(%d+)$')
     c.ring[tonumber(offset) + 1] = {tonumber(calls), tonumber(failures), tonumber(slow)}
   end
@@ -182,6 +358,17 @@ local function load(key)
   return c
 end
 
+-- S8: the window's totals are the sum of its ring.
+local function counts(c)
+  local calls, failures, slow = 0, 0, 0
+  for _, bucket in ipairs(c.ring) do
+    calls = calls + bucket[1]
+    failures = failures + bucket[2]
+    slow = slow + bucket[3]
+  end
+  return calls, failures, slow
+end
+
 -- Schema, generation, nonce, state, since, duration, attempt, successes, flags, counter, and the
 -- cause of the last transition, which stands first in the reason.
 local function dump_header(c)
@@ -194,7 +381,8 @@ end
 
 -- Only buckets that hold something are written, newest first.
 local function dump(c)
-  local window = {text(c.head), text(c.run)}
+  local calls, failures, slow = counts(c)
+  local window = {text(c.head), text(c.run), text(calls), text(failures), text(slow)}
   for i, b in ipairs(c.ring) do
     if b[1] > 0 then
       window[#window + 1] = table.concat({i - 1, text(b[1]), text(b[2]), text(b[3])}, ':')
@@ -244,12 +432,6 @@ local function rebase(x, c)
       x.dirty = true
     end
   end
-  for _, r in ipairs(c.reporters) do
-    if r.last > x.now then
-      r.last = x.now
-      x.dirty = true
-    end
-  end
 end
 
 local function kept(list, keep)
@@ -260,9 +442,13 @@ local function kept(list, keep)
   return out
 end
 
--- The ring and the half-windows move on with time; set-back clocks leave them as they are.
+-- The ring and the half-windows move on with time. A clock that was set back leaves them as they
+-- are, and reporters that were seen later than now are seen now.
 local function roll(c, p, now)
   local index = div(now, math.max(1, div(p.window, BUCKETS)))
+  if index < c.head then
+    for _, r in ipairs(c.reporters) do r.last = math.min(r.last, now) end
+  end
   local shift = math.min(index - c.head, BUCKETS)
   for _ = 1, shift do
     table.remove(c.ring)
@@ -283,17 +469,6 @@ local function roll(c, p, now)
 end
 
 -- ------------------------------------------------------------------------- transitions
-
--- S8: the window's totals are the sum of its ring.
-local function counts(c)
-  local calls, failures, slow = 0, 0, 0
-  for _, bucket in ipairs(c.ring) do
-    calls = calls + bucket[1]
-    failures = failures + bucket[2]
-    slow = slow + bucket[3]
-  end
-  return calls, failures, slow
-end
 
 -- Reporters with an outcome in the last max(60 s, window).
 local function active(c, p, now)
@@ -908,14 +1083,14 @@ end
 local function step()
   local x, wrong = read_arguments()
   if not x then return redis.error_reply('CBARG argument ' .. wrong .. ' is malformed') end
-  local c, problem = load(KEYS[1])
+  local c, problem = load()
   if problem then return redis.error_reply(problem) end
   -- A v beyond any clock's could not be followed by another one; the store's own may be.
   if x.known.v > MAX_TIME and not (c and x.known.v <= c.v) then
     return redis.error_reply('CBARG argument known is malformed')
   end
   if not x.now then
-    local t = redis.pcall('TIME')
+    local t = read_clock()
     if t.err then return redis.error_reply(refusal(t.err)) end
     x.now = tonumber(t[1]) * 1000 + div(tonumber(t[2]), 1000)
   end

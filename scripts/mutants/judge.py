@@ -37,7 +37,10 @@ CORPUS_TEST = "tests/equivalence/test_corpus.py"
 E = "tests/equivalence/"
 # What finds most of what the corpus does not, quickest first.
 SOON = {
-    "lua": (f"{E}test_values.py", f"{E}test_arguments.py", f"{E}test_atomicity.py"),
+    "lua": (
+        *(f"{E}test_shortcut.py", f"{E}test_values.py", f"{E}test_arguments.py"),
+        f"{E}test_atomicity.py",
+    ),
     "model": (f"{E}test_values.py", f"{E}test_arguments.py", "tests/unit/test_shadow.py"),
 }
 ALL = ("tests/unit", "tests/equivalence")

@@ -6,6 +6,8 @@
 ``alphabet.py``        everything that can be done to a circuit in one state,
 ``exploration.py``     and the way through all states
 ``walks.py``           long random lives, for hypothesis or a seed to choose
+``extremes.py``        cases by hand that none of them comes to,
+``steady.py``          and those on both sides of the shortcut's bounds
 ``corpus.py``          a few cases of all that, for what has to be gone through often
 ``invariants.py``      the rules S1 to S15 as an oracle that can be used elsewhere too,
 ``trip_rule.py``       with the trip rule written a second time, in the plainest way

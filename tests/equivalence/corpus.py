@@ -1,8 +1,8 @@
 """Some thousand cases in which about everything happens: small enough to be gone through often.
 
-They are those of ``extremes.py``, and others that come out of the explorations and of the random
-lives, thinned out to those that differ in what happens.  They are mixed, so that few of them go a
-long way, those by hand among the first.
+They are those of ``extremes.py`` and ``steady.py``, and others that come out of the explorations
+and of the random lives, thinned out to those that differ in what happens.  They are mixed, so that
+few of them go a long way, those by hand among the first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from distributed_breaker.model import Circuit, Step, Stepped
 from tests.equivalence.exploration import Exploration, Place
 from tests.equivalence.extremes import extremes
 from tests.equivalence.small import SMALL
+from tests.equivalence.steady import bounds
 from tests.equivalence.twins import Case, run_model
 from tests.equivalence.walks import lives
 
@@ -57,7 +58,8 @@ def corpus() -> Steps:
     chosen: dict[tuple[object, ...], tuple[Case, Stepped]] = {}
     for case, stepped in chain(walked, explored):
         chosen.setdefault(kind_of(case, stepped), (case, stepped))
-    mixed, by_hand = list(chosen.values()), [(case, run_model(case)) for case in extremes()]
+    steady = [bound.case for bound in bounds() if not bound.refused]
+    mixed, by_hand = list(chosen.values()), [(c, run_model(c)) for c in (*extremes(), *steady)]
     shuffle = random.Random(0).shuffle
     shuffle(mixed)
     shuffle(by_hand)

@@ -46,7 +46,7 @@ def test_an_empty_circuit_is_written_as_nothing() -> None:
     """Numbers are 0 and lists empty, as lua/README.md says of fields that are absent."""
     assert model.dump(Circuit(0, "-")) == {
         "h": "1 0 - closed 0 0 0 0 - 0 -",
-        "w": "0 0",
+        "w": "0 0 0 0 0",
         "r": "0",
         "s": "",
         "p": "",

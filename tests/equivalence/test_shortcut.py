@@ -1,0 +1,46 @@
+"""The script's shortcut: the model's answers, and nothing left to the machine without need."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+import redis
+
+from distributed_breaker.store import script
+from tests.equivalence.steady import at_random, bounds
+from tests.equivalence.twins import Script, differences
+
+pytestmark = pytest.mark.servers("valkey", "redis8", "redis")
+
+MACHINE = "local answer = steady()"
+
+
+def test_the_twins_are_equal_on_both_sides_of_the_shortcuts_bounds(script: Script) -> None:
+    cases = [(bound.case, None) for bound in bounds() if not bound.refused]
+    for difference in differences(script, cases):
+        pytest.fail(str(difference))
+
+
+@pytest.mark.servers("valkey")
+def test_the_twins_are_equal_on_reports_at_random(script: Script) -> None:
+    for difference in differences(script, ((case, None) for case in at_random(4_000, seed=1))):
+        pytest.fail(str(difference))
+
+
+@pytest.mark.servers("valkey")
+def test_the_shortcut_takes_what_it_is_for(client: redis.Redis, namespace: str) -> None:
+    """Without the machine behind it, it answers what it takes."""
+    assert script().count(MACHINE) == 1
+    alone = script().partition(MACHINE)[0] + "return steady() and 'taken' or 'left'"
+    some = list(bounds())
+    with closing(Script(client, namespace, alone)) as shortcut:
+        answers = shortcut.answers([bound.case for bound in some])
+    for bound, answer in zip(some, answers, strict=True):
+        assert "".join(answer.reply) == ("taken" if bound.taken else "left"), bound
+    assert sum(bound.taken for bound in some) > 200
+
+
+def test_what_is_malformed_is_refused_by_the_machine(script: Script) -> None:
+    malformed = [bound.case for bound in bounds() if bound.refused]
+    assert {answer.reply[0] for answer in script.answers(malformed)} == {"CBARG"}
