@@ -76,7 +76,8 @@ end
 -- Nearly every step is a report of a process that agrees with the store about a closed circuit, and
 -- trips nothing. Such a step is carried out here, on the packed text, before the machine below is
 -- even defined: that alone takes longer. What is not certain is left to the machine, before any
--- write, and the tests compare the two. The functions return nil for what is not certain.
+-- write, and the tests compare the two. The functions return nil for what is not certain. They take
+-- lists apart by tokens with the blank behind them, and add up their lengths: nothing stood between.
 
 local find, match, gmatch, gsub = string.find, string.match, string.gmatch, string.gsub
 local format, floor, max = string.format, math.floor, math.max
@@ -93,8 +94,8 @@ end
 
 -- Adds what only the client can count to the totals, which stay text.
 local function steady_deltas(totals, deltas)
-  local read = 0
-  for name, bucket, count in gmatch(deltas, '([%a_]+)(%d*):(%d+)') do
+  local read, tokens = 0, 0
+  for name, bucket, count in gmatch(deltas .. ' ', '([%a_]+)(%d*):(%d+) ') do
     local index
     if bucket ~= '' then
       index = name == 'b' and 17 + bucket or 33
@@ -102,7 +103,8 @@ local function steady_deltas(totals, deltas)
       index = name == 'duration_us' and 16 or name == 'rejected' and 5 or name == 'dropped' and 7
         or name == 'fallbacks' and 9 or 33
     end
-    if index > 32 or #count > 15 then return nil end
+    tokens = tokens + 1
+    if index > 32 or #count > 15 or tokens > 32 then return nil end
     totals[index] = digits(totals[index] + count)
     read = read + #name + #bucket + #count + 2
   end
@@ -135,7 +137,7 @@ local function steady_batch(w, r, totals, now, moment)
   rate, least, slow_rate, most_run = rate + 0, least + 0, slow_rate + 0, most_run + 0
   local sum, streak, mine, tokens, all, read = calls + 0, run + 0, own + 0, 0, 0, 0
   local bad, failed, slower, ignored, good, succeeded = 0, 0, 0, 0, false, false
-  for kind, number in gmatch(ARGV[11], '([sSfFiI])([1-9]%d*)') do
+  for kind, number in gmatch(ARGV[11] .. ' ', '([sSfFiI])([1-9]%d*) ') do
     local count = number + 0
     read, tokens, all = read + #number + 2, tokens + 1, all + count
     if count > MAX_COUNT or tokens > MAX_TOKENS then return nil end
@@ -185,7 +187,9 @@ end
 local function steady()
   if ARGV[1] ~= 'report' or not ARGV[13] then return nil end
   local raw = read_stored()
-  if raw.err or not raw[1] or raw[5] ~= ARGV[7] then return nil end
+  if raw.err or not (raw[1] and raw[2] and raw[3] and raw[6]) or raw[5] ~= ARGV[7] then
+    return nil
+  end
 
   -- Of the header only the counter changes. The client knows this generation.
   local head, era, since, attempt, n, cause =
@@ -211,13 +215,13 @@ local function steady()
   local answer = {raw[1], moment, '0', 'closed', '', 'ok', '0', '', ''}
   if ARGV[11] == '' and ARGV[12] == '' then return answer end
 
-  local totals = {match(raw[6] or '',
+  local totals = {match(raw[6],
     '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)'
     .. ' (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')}
   local w, r = raw[2], raw[3]
   if not totals[1] or not steady_deltas(totals, ARGV[12]) then return nil end
   if ARGV[11] ~= '' then
-    w, r = steady_batch(w or '', r or '', totals, now, moment)
+    w, r = steady_batch(w, r, totals, now, moment)
     if not w then return nil end
   end
   answer[1] = head .. ' ' .. digits(n + 1) .. ' ' .. cause

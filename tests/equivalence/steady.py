@@ -133,6 +133,8 @@ def arguments() -> Iterator[Bound]:
     for name in ("calls", "late", "b16", "b00", "b01", "b", "b1x", "b123", "x", "duration", "us"):
         yield refused(c, deltas=((name, 1),))
     yield report(c, deltas=(("b9", 0), ("b10", 10**15 - 1)))
+    yield report(c, deltas=(("b9", 1),) * len(model.TOTALS))
+    yield refused(c, deltas=(("b9", 1),) * (len(model.TOTALS) + 1))
     yield report(c, False, deltas=(("b0", 10**15),))
     yield report(c, deltas=(("b0", HUGE * 8 + 1), ("b1", 10)))
 
@@ -210,6 +212,8 @@ def damage() -> Iterator[Bound]:
     for name in ("w", "r", "p", "t", "e"):
         rest = {field: text for field, text in fields.items() if field != name}
         yield Bound(whole._replace(before=rest), False)
+        only_counted = report(quiet(), batch=(), deltas=(("b0", 1),)).case
+        yield Bound(only_counted._replace(before=rest), False)
     for name, text in (
         ("w", f"{quiet().head} 1"),
         ("t", fields["t"].rpartition(" ")[0]),
