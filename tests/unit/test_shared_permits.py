@@ -31,6 +31,14 @@ def slots(fake_server: Server) -> int:
         return len(fake_server.circuits["b"].slots)
 
 
+def due(start: Callable[[], Process], clock: FakeClock) -> tuple[Process, CircuitBreaker]:
+    """A process, and its breaker of a shared circuit whose open interval is over."""
+    process = start()
+    breaker = process.synced(BRITTLE)
+    make_shared_due(breaker, clock)
+    return process, breaker
+
+
 def test_one_acquire_is_in_flight_at_a_time(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
@@ -95,9 +103,7 @@ async def test_a_task_cancelled_as_its_grant_arrives_leaks_no_permit(
     clock: FakeClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     futures: list[Future[Any]] = []
     submit = process.registry._link.submit  # type: ignore[union-attr]
 
@@ -154,9 +160,7 @@ def given_back(fake_server: Server) -> None:
 async def test_a_task_cancelled_while_it_asks_leaks_no_permit(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     held = Held(process)
     task = asyncio.create_task(breaker.acquire_async())
     while not held.asked:
@@ -174,9 +178,7 @@ async def test_a_task_cancelled_while_it_asks_leaks_no_permit(
 def test_an_acquire_given_up_just_before_its_grant_leaks_no_permit(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     held = Held(process)
     waiting = admission._admission(breaker, False)
     next(waiting)
@@ -193,9 +195,7 @@ def test_an_interrupted_wait_leaks_no_permit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As by Ctrl-C, or by a time limit that a signal handler raises."""
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     held = Held(process)
 
     def interrupted(*_: object) -> None:
@@ -214,9 +214,7 @@ def test_a_grant_that_was_long_on_its_way_is_dead_on_arrival(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
     """R1: its lease began when it was asked for, and somebody else may have the permit by now."""
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     process.store.before_acquire = lambda: clock.advance(29.0)  # of 30, which leaves no margin
     refused(breaker)
     process.store.before_acquire = lambda: None
@@ -226,9 +224,7 @@ def test_a_grant_that_was_long_on_its_way_is_dead_on_arrival(
 def test_a_grant_within_its_margin_is_used(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     process.store.before_acquire = lambda: clock.advance(28.0)
     permit = breaker.acquire()
     process.store.before_acquire = lambda: None
@@ -240,9 +236,7 @@ def test_a_grant_within_its_margin_is_used(
 def test_where_the_store_goes_away_while_asked_the_shadow_decides(
     start: Callable[[], Process], clock: FakeClock
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     process.store.failing = GONE
     with suppress(CircuitBreakerOpenException):
         breaker.acquire()
@@ -256,9 +250,7 @@ def test_a_settle_that_fails_is_sent_until_the_lease_ends(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
     """R5; then it is given up and counted as dropped."""
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     permit = breaker.acquire()
     process.registry.flush(10.0)
     before = accounts(breaker)
@@ -282,9 +274,7 @@ def test_a_childs_copy_of_a_probe_ends_without_its_parents_permit(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
     """C2: the parent, whose permit it is, may still be calling; the child's outcome is late."""
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     permit = breaker.acquire()
     breaker.forked("child")
     permit.success()
@@ -299,9 +289,7 @@ def test_a_childs_copy_of_a_probe_ends_without_its_parents_permit(
 def test_a_settle_that_arrives_late_still_closes(
     start: Callable[[], Process], fake_server: Server, clock: FakeClock
 ) -> None:
-    process = start()
-    breaker = process.synced(BRITTLE)
-    make_shared_due(breaker, clock)
+    process, breaker = due(start, clock)
     permit = breaker.acquire()
     process.store.failing = GONE
     permit.success()
