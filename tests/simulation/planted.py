@@ -77,7 +77,7 @@ PLANTED = (
     Planted("a timeout is always tolerated", SESSION,
             "if self._outage.tolerates(error.timeout, asked):", "if True:", quick=True),
     Planted("no sync on return", SESSION,
-            "                circuit.answered(step, reply)\n                circuit.heal()\n", "                circuit.heal()\n", quick=True),
+            "                if circuit.answered(step, reply):\n                    self._to_sync[circuit.name] = circuit\n                circuit.heal()\n", "                circuit.heal()\n", quick=True),
     Planted("settles do not survive an outage", SESSION,
             "if request.expires > now and not self.closed:", "if False:", quick=True),
     Planted("a header that asks for a sync is ignored", SESSION,
