@@ -75,7 +75,7 @@ end
 
 -- Nearly every step is a report of a process that agrees with the store about a closed circuit, and
 -- trips nothing. Such a step is carried out here, on the packed text, before the machine below is
--- even defined: that alone takes longer. What is not certain is left to the machine, before any
+-- even defined, which would take as long again. What is not certain is left to the machine, before any
 -- write, and the tests compare the two. The functions return nil for what is not certain. They take
 -- lists apart by tokens with the blank behind them, and add up their lengths: nothing stood between.
 

@@ -1,7 +1,8 @@
 """Reports on a closed circuit that trip nothing: what the script's shortcut is for, and its bounds.
 
 Each case comes with whether the shortcut takes it.  Taken or left, the answer is the model's; but
-what is left although it might be taken costs ten times the server's time, and nobody would see it.
+what is left although it might be taken costs the server several times as much, and nobody would
+see it.
 """
 
 from __future__ import annotations
