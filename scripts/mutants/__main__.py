@@ -112,7 +112,7 @@ class Run:
         judge = Judge(self._expected())
         try:
             for file, source in self.sources.items():
-                killer = judge.judge(file, source, patient=False).killer
+                killer = judge.judge(file, source).killer
                 if killer:
                     self.problems.append(f"killed without a mutant: {file}, by {killer}")
         finally:

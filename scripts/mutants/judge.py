@@ -77,7 +77,7 @@ class Tree:
         self._folder = tempfile.TemporaryDirectory(prefix="mutants-")
         self.path = Path(self._folder.name)
         unwanted = shutil.ignore_patterns("__pycache__", "*.pyc")
-        for name in ("distributed_breaker", "lua", "scripts", "tests"):
+        for name in ("distributed_breaker", "docs", "lua", "scripts", "tests"):
             shutil.copytree(ROOT / name, self.path / name, symlinks=True, ignore=unwanted)
         for path in ROOT.iterdir():
             if path.is_file():
