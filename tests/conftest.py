@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,11 @@ from tests.fleet.process import Nursery
 from tests.required import need
 
 REDIS_URL = os.environ.get("REDIS_URL", "")
+
+# A shell that runs `make test &` has SIGINT ignored, and every process below it inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SERVER_KINDS = (*KINDS, EXTERNAL) if REDIS_URL else KINDS
 
 
