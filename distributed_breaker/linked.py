@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from math import inf
 from typing import NamedTuple
 
+from . import model
 from .model import Header, Reply, Step, remaining
 from .policy import Policy, State
 from .process import OwnLock
@@ -114,6 +115,8 @@ class LinkedCircuit:
         self.nudged = False  # waits in the link's queue of urgent circuits
         self.broken = ""  # the code for which the store refuses this one circuit
         self.check: HealthCheck | None = None
+        # The header that was heard last, and its text: most polls say the same again.
+        self._heard: tuple[str, Header | None] = ("", None)
         self.first_answer: Future[None] = Future()  # done once synced or degraded
         if shadow.alone:
             self.first_answer.set_result(None)
@@ -229,8 +232,8 @@ class LinkedCircuit:
         if self._era is not None:
             self._recorded += self._shadow.absorb(self._era, now)
         if self._retired:
-            for era in self._retired:
-                self._recorded += self._shadow.absorb(era, now)
+            # No name may be left to the last of them here: it would look as if a call held it.
+            self._recorded += sum([self._shadow.absorb(era, now) for era in self._retired])
             self._retired = _in_use(self._retired)
 
     def drain(self) -> None:
@@ -335,13 +338,23 @@ class LinkedCircuit:
             self._shadow.asking = False
             self._refresh(self._clock.ms())
 
-    def hear(self, header: Header, store_now: int) -> bool:
-        """Take in a header pushed or polled at ``store_now``; True when a sync must follow."""
-        left = remaining(header.state, header.since, header.duration, store_now)
+    def hear(self, text: str, store_now: int | None) -> bool:
+        """Take in a header that was polled at ``store_now`` (ms), or pushed (None: at its
+        transition); True when a sync must follow.  Raises StoreError if it cannot be read."""
+        shadow = self._shadow
+        same, header = self._heard
+        if text == same and header and header is shadow.header and header.state == "closed":
+            # Nothing changes but the mirror's age, and there may be thousands of quiet circuits.
+            shadow.heard = self._clock.ms()
+            return False
+        header = model.load_header(text)
+        at = header.since if store_now is None else store_now
+        left = remaining(header.state, header.since, header.duration, at)
         with self._turn, self._lock:
             now = self._clock.ms()
-            again = self._shadow.hear(header, left, now, None, store_now)
+            again = shadow.hear(header, left, now, None, at)
             self._refresh(now)
+        self._heard = (text, header)
         return again
 
     def degrade(self, broken: str = "") -> None:
@@ -391,11 +404,22 @@ class LinkedCircuit:
 
     # ------------------------------------------------------------------ looks, without effect
 
-    @property
-    def troubled(self) -> bool:
-        """Whether the circuit deserves frequent reports: it is not closed, or has seen failures."""
-        local = self._shadow.local
-        return self._decision.action != "admit" or any(b[1] or b[2] for b in local.ring)
+    def troubled(self, now: int) -> bool:
+        """Whether the circuit deserves frequent reports: it is not closed, or has seen bad outcomes
+        within its window."""
+        if self._decision.action != "admit":
+            return True
+        shadow = self._shadow
+        return shadow.bad_at is not None and now - shadow.bad_at < shadow.policy.window
+
+    def restless(self, now: int) -> bool:
+        """Whether the link must look at it between two sweeps of all circuits."""
+        return bool(
+            self.troubled(now)
+            or self.check
+            or self.broken
+            or self._decision.source == "override"  # forced closed, perhaps for a time
+        )
 
     @property
     def degraded(self) -> bool:
@@ -461,7 +485,7 @@ class LinkedCircuit:
         """Whether outcomes that can wait have waited long enough."""
         if not self.has_output:
             return False
-        return now - self.sent >= (FAST_FLUSH if self.troubled else SLOW_FLUSH) - 10
+        return now - self.sent >= (FAST_FLUSH if self.troubled(now) else SLOW_FLUSH) - 10
 
     def conservation(self) -> dict[str, int]:
         """C4: recorded = flushed + dropped + pending."""

@@ -63,6 +63,7 @@ class Numbers(NamedTuple):
     permit_lease: int  # ms
     quorum: int
 
+    @functools.lru_cache(256)  # noqa: B019 - a policy is a value, and there are few
     def text(self) -> str:
         """The stored text."""
         return " ".join(map(str, self))

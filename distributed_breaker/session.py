@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from . import model
 from .errors import NEEDS_OPERATOR, StoreDown, StoreError, StoreUnavailable
 from .linked import FAST_FLUSH, SLOW_FLUSH, Clock, LinkedCircuit
 from .model import Reply, Step
@@ -102,7 +101,10 @@ class Session:
         # Those whose sync is under way.  Meanwhile a push may ask for another one.
         self._syncing: dict[str, LinkedCircuit] = {}
         self._to_remember: dict[str, None] = {}
-        self._next_tick = 0
+        self._next_tick = 0  # when the restless circuits are looked at, and when all of them are
+        self._next_sweep = 0
+        # Thousands of quiet circuits must cost next to nothing, so only these are looked at often.
+        self._restless: dict[str, None] = {}
         self._next_poll = 0
         self._kept: list[LinkedCircuit] = []  # broken ones that have not been told of in this round
         self._poll_all = False
@@ -200,7 +202,7 @@ class Session:
             return min(self._outage.look_at, self._next_tick)
         if self._requests or self._urgent or self._to_sync or self._syncing or self._poll_all:
             return 0
-        return min(self._next_tick, self._next_poll)
+        return min(self._next_tick, self._next_sweep, self._next_poll)
 
     def round(self) -> Asks:
         """All that is to be said now."""
@@ -253,15 +255,17 @@ class Session:
             circuit = self._urgent.popleft()
             circuit.nudged = False
             due[circuit.name] = circuit
-        if flush or now >= self._next_tick:
-            troubled, soonest = False, now + SLOW_FLUSH
-            for circuit in list(self._circuits.values()):
+        urgent = dict.fromkeys(due)
+        if flush or now >= min(self._next_tick, self._next_sweep):
+            self._next_tick = now + SLOW_FLUSH
+            for circuit in self._looked_at(now, all_of_them=flush):
                 if flush or circuit.flush_due(now):
                     due[circuit.name] = circuit
-                troubled = troubled or circuit.troubled
-                soonest = min(soonest, self._watch(circuit, now))
-            self._next_tick = min(soonest, now + (FAST_FLUSH if troubled else SLOW_FLUSH))
-        elif due:
+                if circuit.restless(now):
+                    self._restless[circuit.name] = None
+                    self._next_tick = min(self._next_tick, self._watch(circuit, now))
+        if urgent:
+            self._restless.update(urgent)
             self._next_tick = min(self._next_tick, now + FAST_FLUSH)
         steps: list[Planned] = []
         # What waits in a broken circuit is kept; a sync asks whether its key has been mended.
@@ -282,22 +286,34 @@ class Session:
                 steps.append((r.circuit, r.circuit.step(**r.arguments), r))
         return steps
 
+    def _looked_at(self, now: int, *, all_of_them: bool) -> list[LinkedCircuit]:
+        """The circuits that a tick looks at: all, every SLOW_FLUSH, and else the restless ones."""
+        if all_of_them or now >= self._next_sweep:
+            self._next_sweep = now + SLOW_FLUSH
+            looked_at = list(self._circuits.values())
+        else:
+            looked_at = [self._circuits[name] for name in self._restless if name in self._circuits]
+        self._restless.clear()
+        return looked_at
+
     def _watch(self, circuit: LinkedCircuit, now: int) -> int:
-        """Deadlines of one circuit: a sync when a forced state ends, a check when open is due.
+        """Deadlines of one restless circuit: a sync when a forced state ends, a check
+        when open is due.
 
         Returns when to look again (ms).
         """
         circuit.run_check(now)
         if circuit.broken and now - circuit.sent >= BROKEN_RETRY:
             self._to_sync[circuit.name] = circuit
+        again = now + (FAST_FLUSH if circuit.troubled(now) else SLOW_FLUSH)
         deadline, forced = circuit.deadline()
         if deadline is None:
-            return now + SLOW_FLUSH
+            return again
         if deadline <= now:
             if forced:
                 self._to_sync[circuit.name] = circuit
             return now + FAST_FLUSH
-        return deadline
+        return min(again, deadline)
 
     def _send(self, steps: list[Planned], requests: list[Request]) -> Asks:
         done = 0
@@ -462,12 +478,11 @@ class Session:
     def _hear(self, circuit: LinkedCircuit, text: str, now: int | None) -> None:
         """A header from a push (``now`` None: it was sent at the transition) or a poll."""
         try:
-            header = model.load_header(text)
+            again = circuit.hear(text, now)
         except StoreError:
             # The script tells what is wrong, and the circuit degrades for it.
-            self._to_sync[circuit.name] = circuit
-            return
-        if circuit.hear(header, header.since if now is None else now):
+            again = True
+        if again:
             self._to_sync[circuit.name] = circuit
             self.wake()
 

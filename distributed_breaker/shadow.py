@@ -149,6 +149,7 @@ class Shadow:
         self._moved = False  # another generation was adopted while degraded
         self._nonce = nonce
         self._chance = chance
+        self.bad_at: int | None = None  # when the local machine last took in a bad outcome
         self.local = self._new_local(now)
 
     # ------------------------------------------------------------------ the local machine
@@ -177,6 +178,7 @@ class Shadow:
         return stepped.reply
 
     def _new_local(self, now: int, known: Known = NOTHING) -> model.Circuit:
+        self.bad_at = None
         step = Step("report", self._nonce(), self._local_numbers(), known, offer=True)
         return model.step(None, step, now).circuit
 
@@ -454,6 +456,8 @@ class Shadow:
         if not items:
             return 0
         runs = self._runs(items, began)
+        if len(runs) > 1 or runs[0].kind != "s":
+            self.bad_at = now
         if era.local != self.local_generation:
             # They began before the last local transition, whatever their durations say.
             for p in runs:
