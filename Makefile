@@ -15,7 +15,7 @@ FULL := $(VENV)/full-$(notdir $(PYTHON)).stamp
 SMALL := $(VENV)/small-$(notdir $(PYTHON)).stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo bench mutants soak format clean
+.PHONY: help setup check test demo bench scaling mutants soak format clean
 # The recipes share one environment, so two of them must never build it at once.
 .NOTPARALLEL:
 
@@ -41,6 +41,9 @@ demo: $(SMALL) ## See a fleet share one circuit (needs no Redis of your own)
 
 bench: $(FULL) ## Measure speed and cost
 	@$(BIN)/python -m scripts.bench $(ARGS)
+
+scaling: $(FULL) ## Measure what one server carries, and what a larger fleet needs
+	@$(BIN)/python -m scripts.scaling $(ARGS)
 
 mutants: $(FULL) ## Change the twins in thousands of ways; the tests must find each
 	@$(BIN)/python -m scripts.mutants $(ARGS)

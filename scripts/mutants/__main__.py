@@ -111,8 +111,9 @@ class Run:
         """Whether the tests pass without a mutant; else they would kill anything."""
         judge = Judge(self._expected())
         try:
-            for file, source in self.sources.items():
-                killer = judge.judge(file, source).killer
+            for number, (file, source) in enumerate(self.sources.items()):
+                # Nothing differs between the two but what is tried first, so once is enough.
+                killer = judge.judge(file, source, patient=number == 0).killer
                 if killer:
                     self.problems.append(f"killed without a mutant: {file}, by {killer}")
         finally:
