@@ -36,7 +36,6 @@ T = TypeVar("T")
 
 MAX_DETAIL = 400  # bytes, as in the script
 WAIT = 1.0  # s that an operator's step may take
-NEVER = 1 << 62  # ns; no call lasts that long
 
 # The innermost guard entered by ``with breaker:`` in this context.
 _entered: ContextVar[Guard | None] = ContextVar("circuit_breaker_guards", default=None)
@@ -70,13 +69,6 @@ class CircuitBreaker(LinkedCircuit):
         # The blocks entered by ``with breaker:`` and not left yet, as an ordered set.
         self._blocks: dict[Guard, None] = {}
         self._listeners: tuple[Callable[[Transition], object], ...] = ()
-        slow = policy.slow_call_duration
-        self._never_slow = slow is None
-        self._slow_ns = NEVER if slow is None else round(slow * 1e9)
-        # Whether every return is a success; if not, one below this duration still is.  (A flag of
-        # its own, since comparing integers above 2^30 costs more than all else that is done here.)
-        self._plain = slow is None and policy.record_result is None
-        self._fast_ns = self._slow_ns if policy.record_result is None else 0
         super().__init__(name, policy, shadow, clock)
 
     def __repr__(self) -> str:
@@ -112,7 +104,7 @@ class CircuitBreaker(LinkedCircuit):
             self._raised(era, error, clock() - start)
             raise
         duration = clock() - start
-        if self._plain or duration < self._fast_ns:
+        if era.plain or duration < era.fast:
             tally = era.tally
             tally.append(duration)
             if len(tally) > FULL:
@@ -144,7 +136,7 @@ class CircuitBreaker(LinkedCircuit):
             self._raised(era, error, clock() - start)
             raise
         duration = clock() - start
-        if self._plain or duration < self._fast_ns:
+        if era.plain or duration < era.fast:
             tally = era.tally
             tally.append(duration)
             if len(tally) > FULL:
@@ -454,6 +446,24 @@ class CircuitBreaker(LinkedCircuit):
     def _changed(self, change: Transition) -> None:
         for listener in self._listeners:
             self._dispatcher.put(listener, change)
+
+    # ------------------------------------------------------------------ settings
+
+    def adopt(self, policy: Policy) -> None:
+        """Go by another policy from now on, and offer it to the fleet, which takes it unless it
+        knows one with a higher ``version``.  Neither state nor outcomes are lost; ``measure`` stays
+        as it was.
+        """
+        super().adopt(policy)
+        if self._link is not None and not self.disabled:
+            self._link.add(self)
+
+    def switch(self, *, on: bool) -> None:
+        """Switch the circuit off in this process, which makes it a pass-through that counts
+        nothing, or on again."""
+        super().switch(on=on)
+        if self._link is not None and on:
+            self._link.add(self)
 
     # ------------------------------------------------------------------ operators
 

@@ -40,7 +40,6 @@ def decorate(breaker: CircuitBreaker, function: Any) -> Any:
 
 def wrap_function(breaker: CircuitBreaker, function: Callable[..., T]) -> Callable[..., T]:
     clock, seconds = breaker._now_ns, breaker._seconds
-    plain, fast = breaker._plain, breaker._fast_ns
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> T:
@@ -57,7 +56,7 @@ def wrap_function(breaker: CircuitBreaker, function: Callable[..., T]) -> Callab
             breaker._raised(era, error, clock() - start)
             raise
         duration = clock() - start
-        if plain or duration < fast:
+        if era.plain or duration < era.fast:
             tally = era.tally
             tally.append(duration)
             if len(tally) > FULL:
@@ -73,7 +72,6 @@ def wrap_coroutine(
     breaker: CircuitBreaker, function: Callable[..., Awaitable[T]]
 ) -> Callable[..., Any]:
     clock, seconds = breaker._now_ns, breaker._seconds
-    plain, fast = breaker._plain, breaker._fast_ns
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> T:
@@ -90,7 +88,7 @@ def wrap_coroutine(
             breaker._raised(era, error, clock() - start)
             raise
         duration = clock() - start
-        if plain or duration < fast:
+        if era.plain or duration < era.fast:
             tally = era.tally
             tally.append(duration)
             if len(tally) > FULL:

@@ -17,13 +17,14 @@ from . import model
 from .model import Header, Reply, Step, remaining
 from .policy import Policy, State
 from .process import OwnLock
-from .shadow import Bad, Decision, Era, Generation, Shadow, durations
+from .shadow import UNCOUNTED, Bad, Decision, Era, Generation, Shadow, durations
 from .workers import HealthCheck
 
 FAST_FLUSH = 250  # ms between reports of good outcomes while the circuit has seen failures
 SLOW_FLUSH = 2_000  # ms between them while it has not
 ASK_AGAIN = 250  # ms after which a refusal without a known end is looked at again
 FULL = 4_096  # entries of a tally after which the appending call drains it
+NEVER = 1 << 62  # ns; no call lasts that long
 OVERFULL = 65_536  # entries after which it waits for its turn to drain
 
 
@@ -96,10 +97,10 @@ class LinkedCircuit:
 
     def __init__(self, name: str, policy: Policy, shadow: Shadow, clock: Clock) -> None:
         self.name = name
-        self.policy = policy
         self._shadow = shadow
         self._clock = clock
         self._turn = Turn(self)
+        self._judge_by(policy)
         self._left = False  # somebody found the lock taken and left outcomes to its holder
         self._era: Era | None = None
         # Calls before this time (s) are refused with these words, without a look at the rest.  The
@@ -123,6 +124,44 @@ class LinkedCircuit:
         with self._turn, self._lock:
             self._refresh(clock.ms())
 
+    # ------------------------------------------------------------------ settings
+
+    def _judge_by(self, policy: Policy) -> None:
+        """What calls need of a policy, so that they need not look into it."""
+        self.policy = policy
+        slow = policy.slow_call_duration
+        self._never_slow = slow is None
+        self._slow_ns = NEVER if slow is None else round(slow * 1e9)
+        # (A flag of its own, since comparing integers above 2^30 costs more than all else that is
+        # done in a call.)
+        self._plain = slow is None and policy.record_result is None
+        self._fast_ns = self._slow_ns if policy.record_result is None else 0
+
+    def adopt(self, policy: Policy) -> None:
+        """Go by another policy from now on, without losing state or outcomes."""
+        with self._turn, self._lock:
+            now = self._clock.ms()
+            self._drain(now)
+            self._judge_by(policy)
+            self._shadow.adopt(policy.numbers, auto_recovery=policy.auto_recovery)
+            self._retire()
+            self._refresh(now)
+
+    @property
+    def disabled(self) -> bool:
+        """Whether all calls are admitted and none is counted."""
+        return self._shadow.disabled
+
+    def switch(self, *, on: bool) -> None:
+        """Switch the circuit on or off.  Off, it is a pass-through; what it has counted stays."""
+        with self._turn, self._lock:
+            now = self._clock.ms()
+            self._drain(now)
+            self._shadow.disabled = not on
+            if on and not self._shadow.synced and self.first_answer.done():
+                self.first_answer = Future()  # it was only done because nobody had to wait
+            self._refresh(now)
+
     # ------------------------------------------------------------------ deciding
 
     def _refresh(self, now: int) -> None:
@@ -134,9 +173,11 @@ class LinkedCircuit:
         if new.action == "admit":
             shared, local = shadow.generation, shadow.local_generation
             era = self._era
+            if shadow.disabled:
+                shared = local = UNCOUNTED
             if era is None or era.shared != shared or era.local != local:
                 self._retire()
-                self._era = Era(shared, local, now)
+                self._era = Era(shared, local, now, plain=self._plain, fast=self._fast_ns)
             self._refuse_until = 0.0
         else:
             self._retire()
@@ -467,6 +508,8 @@ class LinkedCircuit:
         """Whether the store has not been told everything."""
         shadow = self._shadow
         era = self._era
+        if shadow.disabled:
+            return False
         return bool(
             shadow.pending
             or shadow.stale

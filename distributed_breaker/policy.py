@@ -170,8 +170,9 @@ class Policy:
         ignore: exceptions to ``record``: they count neither as failure nor as success.
         record_result: predicate; a return value for which it is true counts as a failure.
         measure: whether durations are measured; False saves two clock reads a call.
+        auto_recovery: False: a circuit that has opened stays open until an operator resets it.
 
-    The last four and ``slow_call_duration`` are each process's own and never stored.
+    The last five and ``slow_call_duration`` are each process's own and never stored.
 
     Raises:
         ValueError: a value is out of range; the message names it and what is allowed.
@@ -197,6 +198,7 @@ class Policy:
     ignore: ErrorTypes = ()
     record_result: Callable[[Any], bool] | None = field(default=None)
     measure: bool = True
+    auto_recovery: bool = True
 
     def __post_init__(self) -> None:
         whole, real = self._whole, self._real
@@ -234,8 +236,9 @@ class Policy:
                 f"Policy.record_result={self.record_result!r} must be a function of one return "
                 f"value, or None"
             )
-        if not isinstance(self.measure, bool):
-            raise TypeError(f"Policy.measure={self.measure!r} must be True or False")
+        for name in ("measure", "auto_recovery"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Policy.{name}={getattr(self, name)!r} must be True or False")
 
     def _whole(self, name: str, least: int, most: int) -> None:
         value = getattr(self, name)

@@ -83,12 +83,15 @@ class CircuitBreakerRegistry:
         kind = "memory" if self._store is None else "redis"
         return f"<CircuitBreakerRegistry {self.namespace!r} {kind}, {len(self._breakers)} breakers>"
 
-    def breaker(self, name: str, policy: Policy | None = None) -> CircuitBreaker:
+    def breaker(
+        self, name: str, policy: Policy | None = None, *, disabled: bool = False
+    ) -> CircuitBreaker:
         """The breaker of one circuit; the same object for the same name.
 
         Args:
             name: letters, digits and ``_.:@/-``, at most 128.
             policy: None takes the policy that the store holds, or the defaults.
+            disabled: begin switched off; see ``CircuitBreaker.switch``.
 
         Raises:
             ValueError: the name is not allowed, the breaker exists with another policy, or the
@@ -102,7 +105,7 @@ class CircuitBreakerRegistry:
             with self._lock:
                 existing = self._breakers.get(name)
                 if existing is None:
-                    return self._make(name, policy)
+                    return self._make(name, policy, disabled)
         if policy is not None and policy != existing.policy:
             raise ValueError(
                 f"circuit {name!r} already has another policy in this process: "
@@ -110,7 +113,7 @@ class CircuitBreakerRegistry:
             )
         return existing
 
-    def _make(self, name: str, policy: Policy | None) -> CircuitBreaker:
+    def _make(self, name: str, policy: Policy | None, disabled: bool) -> CircuitBreaker:
         if len(self._breakers) >= MAX_BREAKERS:
             self._evict()
         given = policy if policy is not None else Policy()
@@ -122,10 +125,12 @@ class CircuitBreakerRegistry:
             self._clock.ms(),
             alone=self._link is None,
             explicit=policy is not None,
+            auto_recovery=given.auto_recovery,
         )
+        shadow.disabled = disabled
         made = CircuitBreaker(name, given, shadow, self._clock, self._link, self._dispatcher)
         self._breakers[name] = made
-        if self._link is not None:
+        if self._link is not None and not disabled:
             self._link.add(made)
         return made
 

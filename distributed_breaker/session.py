@@ -192,7 +192,8 @@ class Session:
         self._begin_anew()
         for circuit in self._circuits.values():
             circuit.forked(reporter)
-            self._to_sync[circuit.name] = circuit
+            if not circuit.disabled:
+                self._to_sync[circuit.name] = circuit
 
     # ------------------------------------------------------------------ rounds
 
@@ -450,7 +451,7 @@ class Session:
 
     def _poll(self, now: int) -> Asks:
         everything, self._poll_all = self._poll_all, False
-        held = list(self._circuits.values())
+        held = [c for c in list(self._circuits.values()) if not c.disabled]
         circuits = [c for c in held if everything or now - c.heard >= POLL // 2]
         # No mirror gets older than POLL, and none is polled more often than twice in that time.
         younger = (c.heard for c in held if now - c.heard < POLL // 2)
@@ -553,7 +554,7 @@ class Session:
     def _sync_all(self) -> Asks:
         self._to_sync.clear()
         self._syncing.clear()
-        circuits = list(self._circuits.values())
+        circuits = [c for c in list(self._circuits.values()) if not c.disabled]
         for start in range(0, len(circuits), CHUNK):
             # Nothing is added, but it is written: a store that refuses writes has not returned.
             written = (("dropped", 0),)

@@ -35,9 +35,11 @@ REASONS = {
     "retry_after": "the dependency asked for a pause",
     "restored": "restored after the store lost it",
 }
+NO_RECOVERY = "an operator must reset it: automatic recovery is switched off"
 
 Generation = tuple[int, str]
 NO_GENERATION: Generation = (0, "-")
+UNCOUNTED: Generation = (-1, "-")  # of calls while the circuit is disabled
 
 
 class Bad(NamedTuple):
@@ -60,14 +62,26 @@ class Era:
     late result can never count for a newer generation.
     """
 
-    __slots__ = ("append", "drained", "local", "shared", "tally")
+    __slots__ = ("append", "drained", "fast", "local", "plain", "shared", "tally")
 
-    def __init__(self, shared: Generation, local: Generation, now: int) -> None:
+    def __init__(
+        self,
+        shared: Generation,
+        local: Generation,
+        now: int,
+        *,
+        plain: bool = True,
+        fast: int = 0,
+    ) -> None:
         self.tally: list[Item] = []
         self.append = self.tally.append
         self.shared = shared
         self.local = local
         self.drained = now
+        # Whether every return is a success; if not, one below this duration (ns) still is.  It is
+        # asked in each call, and may change with the policy, which begins a new era.
+        self.plain = plain
+        self.fast = fast
 
     def take(self) -> list[Item]:
         """Remove and return what has been appended.  Appends of other threads may go on."""
@@ -110,6 +124,7 @@ class Shadow:
         now: the present (ms).
         alone: there is no store; the local machine is the circuit.
         explicit: the user gave a policy; only then is it offered to the store.
+        auto_recovery: False keeps an open circuit open until an operator acts.
     """
 
     def __init__(
@@ -122,7 +137,10 @@ class Shadow:
         *,
         alone: bool = False,
         explicit: bool = True,
+        auto_recovery: bool = True,
     ) -> None:
+        self.auto_recovery = auto_recovery
+        self.disabled = False  # all calls are admitted, and none is counted
         self.offered = policy
         self.policy = policy
         self.reporter = reporter
@@ -287,7 +305,8 @@ class Shadow:
         elif step.offer:
             self.policy = step.policy
         self.synced = True
-        self._offer_again = False
+        if step.offer and step.policy == self.offered:
+            self._offer_again = False
         again = self.hear(header, reply.remaining, now, step.known, reply.now)
         if reply.verdict == "deny" and self.generation == (header.v, header.nonce):
             self.wait_until = now + reply.value
@@ -302,6 +321,8 @@ class Shadow:
 
     def decide(self, now: int, *, by_check: bool = False) -> Decision:
         """What to do with a call that arrives now, or with a health check.  Changes nothing."""
+        if self.disabled:
+            return Decision("admit", State.CLOSED, "disabled")
         if self.alone:
             return self._decide_locally(now, "shared")
         h = self.header
@@ -328,6 +349,8 @@ class Shadow:
         left = self._left(now)
         if h.state == "open" and left > 0:
             return Decision("refuse", state, "shared", now + left, REASONS.get(h.cause, h.cause))
+        if h.state == "open" and not self.auto_recovery:
+            return Decision("refuse", state, "shared", 0, NO_RECOVERY)
         if self.wait_until > now:
             return Decision("refuse", state, "shared", self.wait_until, "all permits are out")
         if self.asking or (self.probed_by_check and not by_check):
@@ -347,6 +370,8 @@ class Shadow:
         if c.state == "open":
             if left > 0:
                 return Decision("refuse", State.OPEN, source, now + left, REASONS.get(cause, cause))
+            if not self.auto_recovery:
+                return Decision("refuse", State.OPEN, source, 0, NO_RECOVERY)
             return Decision("probe", State.OPEN, source)
         ends = [s.since + s.lease for s in c.slots if s.since + s.lease > now]
         p = self._local_numbers()
@@ -453,7 +478,7 @@ class Shadow:
         """Drain an era into the local machine and into what waits to be sent; returns how many."""
         items = era.take()
         began, era.drained = era.drained, now
-        if not items:
+        if not items or era.shared == UNCOUNTED:
             return 0
         runs = self._runs(items, began)
         if len(runs) > 1 or runs[0].kind != "s":
@@ -545,6 +570,17 @@ class Shadow:
     def waiting(self) -> int:
         """How many drained outcomes the store has not acknowledged yet."""
         return sum(p.count for p in self.pending) + self.stale.total()
+
+    def adopt(self, policy: Numbers, *, auto_recovery: bool) -> None:
+        """Another policy was given to this process: it is offered to the store in the next step,
+        which takes it unless it knows a higher version."""
+        self.auto_recovery = auto_recovery
+        if policy == self.offered and self.explicit:
+            return
+        self.offered, self.explicit = policy, True
+        self._offer_again = True
+        if policy.version >= self.policy.version:
+            self.policy = policy
 
     @property
     def policy_mismatch(self) -> bool:

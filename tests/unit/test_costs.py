@@ -129,12 +129,12 @@ def ways(registry: CircuitBreakerRegistry, policy: Policy) -> dict[str, Callable
 
 # Instructions and frames of one closed call, without the function's own.
 CLOSED = {
-    "decorator": (47, 1),
+    "decorator": (48, 1),
     "call": (53, 1),
     "guard()": (101, 4),
     "with": (192, 7),
     "two steps": (96, 4),
-    "coroutine": (50, 1),
+    "coroutine": (51, 1),
     "generator": (193, 7),
 }
 

@@ -40,6 +40,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "ignore": (),
         "record_result": None,
         "measure": True,
+        "auto_recovery": True,
     }
 
 
@@ -75,6 +76,7 @@ BAD: list[tuple[str, Any]] = [
     *[("ignore", value) for value in (5, None, "Exception", (5,), (Boom("an instance"),), [int])],
     *[("record_result", value) for value in (5, "lambda", True)],
     *[("measure", value) for value in (0, 1, None, "yes")],
+    *[("auto_recovery", value) for value in (0, 1, None, "yes")],
 ]
 
 
