@@ -145,12 +145,12 @@ class Link(Session):
 
         return self.submit(Request("look", look=look))
 
-    def close(self, timeout: float = 1.0) -> None:
+    def close(self, timeout: float = 1.0, *, flush: bool = True) -> None:
         """Flush and stop.  Safe to call twice; guards keep working on the last mirror."""
         if self.closed:
             return
         running = self._sender is not None and self._sender.is_alive()
-        if running and not self.down:
+        if flush and running and not self.down:
             with contextlib.suppress(Exception):
                 self.flush().result(timeout)
         self.closed = True

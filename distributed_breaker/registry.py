@@ -47,6 +47,7 @@ class CircuitBreakerRegistry:
         self._dispatcher = Dispatcher()
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
+        self.flush_at_exit = True  # False: what is recorded and not yet told is given up by close
         circuits: dict[str, LinkedCircuit] = self._breakers  # type: ignore[assignment]
         self._link = None if store is None else Link(store, self._clock, self._renew, circuits)
         if self._link is not None:
@@ -246,7 +247,7 @@ class CircuitBreakerRegistry:
         Breakers keep working on what this process knows.
         """
         if self._link is not None:
-            self._link.close()
+            self._link.close(flush=self.flush_at_exit)
         self._dispatcher.close(1.0)
 
     def __enter__(self) -> CircuitBreakerRegistry:

@@ -1,0 +1,81 @@
+"""What all clients are: one part of a service, its circuits, and its section of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from ..breaker import CircuitBreaker
+from ..permit import Guard
+from ..policy import Policy
+from ..sections import Circuit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Client:
+    """Guards calls to one dependency of one service.
+
+    Made by ``Services.client``; the same object for the same part of a service.
+
+    Args:
+        name: ``<service>.<kind>`` or ``<service>.<kind>.<part>``.
+        circuits: its circuits, by the last part of their names; the last of them guards what is
+            not known to be of another.
+        section: what the file says.
+        explicit: what the caller of the getter says itself, which beats the file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        circuits: Mapping[str, CircuitBreaker],
+        section: Circuit,
+        explicit: Mapping[str, Any],
+    ) -> None:
+        self.name = name
+        self.circuits = dict(circuits)
+        self.section = section
+        self.explicit: dict[str, Any] = {}
+        self.use(**explicit)
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{name} {c.state}" for name, c in self.circuits.items())
+        return f"<{type(self).__name__} {states}>"
+
+    @staticmethod
+    def policy(policy: Policy) -> Policy:
+        """The policy of its circuits, with the errors that count for its kind of dependency."""
+        return policy
+
+    def use(self, **explicit: Any) -> None:
+        """Take what a later caller of the getter says; None says nothing."""
+        self.explicit |= {name: value for name, value in explicit.items() if value is not None}
+
+    def configure(self, section: Circuit) -> None:
+        """The file has changed: go by its new section from the next call on."""
+        self.section = section
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        """The circuit that guards what is not known to be of another."""
+        return next(reversed(self.circuits.values()))
+
+    def guard(self) -> Guard:
+        """A guarded block, for ``with`` and ``async with``."""
+        return self.breaker.guard()
+
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``function`` under the circuit and return what it returns.
+
+        Raises:
+            CircuitBreakerOpenException: the circuit does not admit the call.
+        """
+        return self.breaker.call(function, *args, **kwargs)
+
+    async def call_async(
+        self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The same for a coroutine function."""
+        return await self.breaker.call_async(function, *args, **kwargs)

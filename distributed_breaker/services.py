@@ -1,0 +1,336 @@
+"""The services of one process: from a configuration to circuits and clients, kept up to date.
+
+A change of the file is checked and then applied while calls go on: policies are offered to the
+fleet, where the highest ``config_version`` rules; a file that cannot be used changes nothing, and
+that is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .breaker import CircuitBreaker
+from .clients.client import Client
+from .config import ConfigurationError, Loaded, load
+from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
+from .registry import CircuitBreakerRegistry
+from .sections import KINDS, Circuit, Configuration, Http
+from .workers import start_thread
+
+LOOK_EVERY = 1.0  # s between looks at the files
+CLIENTS: dict[str, type[Client]] = dict.fromkeys(KINDS, Client)
+PARTS = {"database": ("read", "write")}
+
+log = logging.getLogger("distributed_breaker")
+
+
+class Status(NamedTuple):
+    """What there is to know of a configuration in force.
+
+    Attributes:
+        files: the files that it came from.
+        environment: which overlay.
+        version: ``settings.config_version``.
+        loaded_at: seconds since 1970.
+        problem: why a later state of the files is not in force; empty: it is.
+    """
+
+    files: tuple[str, ...]
+    environment: str
+    version: int
+    loaded_at: float
+    problem: str
+
+
+class UnknownService(LookupError):
+    """There is no such service, or it has no such part."""
+
+
+class Services:
+    """The circuits and clients that one configuration asks for.
+
+    Args:
+        path, environment, environ, overrides: see ``load``.
+        registry: where the circuits come from; None: the configuration's own.
+
+    Raises:
+        ConfigurationError: the configuration cannot be used.
+    """
+
+    _lock = OwnLock()
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        environment: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        registry: CircuitBreakerRegistry | None = None,
+    ) -> None:
+        self._path = path
+        self._arguments: dict[str, Any] = {
+            "environment": environment,
+            "environ": environ,
+            "overrides": overrides,
+        }
+        # The stamps are taken first: what changes while it is read is read again.
+        self._loaded = self._load()
+        self._stamps = _stamps(self._loaded.watched)
+        self._loaded_at = time.time()
+        self._problem = ""
+        settings = self.configuration.settings
+        self.registry = registry or CircuitBreakerRegistry.from_url(
+            self.configuration.redis_url, settings.namespace
+        )
+        self.registry.flush_at_exit = settings.cleanup_on_shutdown
+        self._clients: dict[tuple[str, str, str], Client] = {}
+        self._stopping = threading.Event()
+        self._watch()
+        follow_process(self)
+
+    def _load(self) -> Loaded:
+        return load(self._path, **self._arguments)
+
+    @property
+    def configuration(self) -> Configuration:
+        """The values in force."""
+        return self._loaded.configuration
+
+    @property
+    def loaded(self) -> Loaded:
+        """The same, and where they came from."""
+        return self._loaded
+
+    @property
+    def status(self) -> Status:
+        """What there is to know of the configuration in force."""
+        settings = self.configuration.settings
+        files = tuple(str(file) for file in self._loaded.files)
+        return Status(
+            files, settings.environment, settings.config_version, self._loaded_at, self._problem
+        )
+
+    # ------------------------------------------------------------------ clients
+
+    def client(self, kind: str, service: str, part: str = "", **explicit: Any) -> Client:
+        """The client of one part of a service; the same object for the same part.
+
+        Args:
+            kind: ``database``, ``cache``, ``http`` or ``ml``.
+            service: the service's name in the file.
+            part: of ``http``, the service_type.
+            explicit: what beats the file, such as ``base_url``; None says nothing.
+
+        Raises:
+            UnknownService: the file has no such service, or no such part of it.
+        """
+        key = (kind, service, part)
+        client = self._clients.get(key)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(key)
+                if client is None:
+                    client = self._clients[key] = self._make(key, explicit)
+                    return client
+        client.use(**explicit)
+        return client
+
+    def _make(self, key: tuple[str, str, str], explicit: Mapping[str, Any]) -> Client:
+        kind, service, _ = key
+        section = self._section(self.configuration, *key)
+        if section is None:
+            raise UnknownService(self._what_there_is(kind, service))
+        made = CLIENTS[kind]
+        name = ".".join(filter(None, key[1:2] + key[:1] + key[2:]))
+        parts = PARTS.get(kind, ("",))
+        circuits = {}
+        for own in parts:
+            circuit = f"{name}.{own}" if own else name
+            policy = made.policy(section.policy(self.configuration.settings))
+            off = not self._enabled(self.configuration, service)
+            circuits[own or kind] = self.registry.breaker(circuit, policy, disabled=off)
+        return made(name, circuits, section, explicit)
+
+    @staticmethod
+    def _section(values: Configuration, kind: str, service: str, part: str) -> Circuit | None:
+        """What the file says of one part of a service; None: nothing."""
+        parts = values.services.get(service)
+        section: Circuit | None = getattr(parts, kind, None) if kind in KINDS else None
+        return section.of_type(part) if part and isinstance(section, Http) else section
+
+    def _what_there_is(self, kind: str, service: str) -> str:
+        services = self.configuration.services
+        file = self._loaded.files[0]
+        if service not in services:
+            return f"unknown service {service!r}: {file} has {', '.join(services) or 'none'}"
+        has = [k for k in KINDS if getattr(services[service], k) is not None]
+        return f"service {service!r} has no section {kind!r} in {file}, only {', '.join(has)}"
+
+    @staticmethod
+    def _enabled(values: Configuration, service: str) -> bool:
+        parts = values.services.get(service)
+        return values.settings.enabled and (parts is None or parts.enabled)
+
+    # ------------------------------------------------------------------ changes of the file
+
+    def reload(self) -> bool:
+        """Look at the files again, and go by them.  Returns whether they can be used; if not, what
+        was in force stays, and ``status.problem`` says why."""
+        with self._lock:
+            stamps = _stamps(self._loaded.watched)
+            try:
+                loaded = self._load()
+            except ConfigurationError as error:
+                self._stamps = stamps
+                if str(error) != self._problem:
+                    log.error("the configuration is not in force, the one before it is: %s", error)
+                self._problem = str(error)
+                return False
+            self._stamps = stamps if loaded.watched == self._loaded.watched else {}
+            self._problem = ""
+            if loaded.configuration != self.configuration:
+                self._apply(loaded)
+        return True
+
+    def _apply(self, loaded: Loaded) -> None:
+        old, new = self.configuration, loaded.configuration
+        self._loaded, self._loaded_at = loaded, time.time()
+        moved = (old.redis_url, old.settings.namespace) != (new.redis_url, new.settings.namespace)
+        if moved:
+            log.warning(
+                "settings.redis_url and settings.namespace are read at the start only: circuits "
+                "stay where they are until this process is started again"
+            )
+        self.registry.flush_at_exit = new.settings.cleanup_on_shutdown
+        for key, client in self._clients.items():
+            section = self._section(new, *key)
+            if section is None:
+                log.warning("%s is gone from the configuration; it stays in use here", client.name)
+                continue
+            policy = type(client).policy(section.policy(new.settings))
+            on = self._enabled(new, key[1])
+            for circuit in client.circuits.values():
+                self._change(circuit, policy, on)
+            client.configure(section)
+        version = new.settings.config_version
+        log.info("the configuration has changed: version %d is in force", version)
+
+    def _change(self, circuit: CircuitBreaker, policy: Any, on: bool) -> None:
+        if policy != circuit.policy:
+            circuit.adopt(policy)
+        if on is circuit.disabled:
+            circuit.switch(on=on)
+
+    def _watch(self) -> None:
+        if sys.is_finalizing() or before_uwsgi_forks() or uwsgi_without_threads():
+            return
+        # Where no thread can be started, the file is read at the start only.
+        with contextlib.suppress(RuntimeError):
+            start_thread("circuit-breaker-config", self._keep_looking)
+
+    def _keep_looking(self) -> None:
+        """Look at the files every second.  Asking for their stamps works on every file system, and
+        sees the links that Kubernetes changes; notifications do not."""
+        stopping = self._stopping
+        while not stopping.wait(LOOK_EVERY):
+            if self._stopping is not stopping:
+                return
+            try:
+                if _stamps(self._loaded.watched) != self._stamps:
+                    self.reload()
+            except Exception:
+                log.exception("the configuration cannot be looked at")
+
+    # ------------------------------------------------------------------ the process
+
+    def close(self) -> None:
+        """Stop looking at the files, and close the registry.  Safe to call twice."""
+        self._stopping.set()
+        self.registry.close()
+
+    def forked(self) -> None:
+        """A child has none of its parent's threads."""
+        vars(self).pop("_lock", None)
+        if not self._stopping.is_set():
+            self._stopping = threading.Event()
+            self._watch()
+
+
+def _stamps(files: list[Path]) -> dict[Path, tuple[int, int, int] | None]:
+    """What changes when a file does."""
+    found: dict[Path, tuple[int, int, int] | None] = {}
+    for file in files:
+        try:
+            about = file.stat()
+            found[file] = (about.st_mtime_ns, about.st_size, about.st_ino)
+        except OSError:
+            found[file] = None
+    return found
+
+
+# ---------------------------------------------------------------------------- the process's own
+
+
+class _Current:
+    """The services that the getters use."""
+
+    lock = OwnLock()
+    services: Services | None = None
+
+    def forked(self) -> None:
+        vars(self).pop("lock", None)
+
+    def close(self) -> None:
+        """They follow the process themselves."""
+
+
+_current = _Current()
+follow_process(_current)
+
+
+def initialize(config_file: str | os.PathLike[str] | None = None, **arguments: Any) -> Services:
+    """Load the configuration, and make it the one that the getters use.
+
+    Without a call of this the first getter does it, with the defaults.  Called again, it replaces
+    the services before, whose clients go on with what they know.
+
+    Args:
+        config_file: see ``load``, as for the others: ``environment``, ``environ``, ``overrides``.
+
+    Raises:
+        ConfigurationError: the configuration cannot be used, and nothing has changed.
+    """
+    with _current.lock:
+        made = Services(config_file, **arguments)
+        before, _current.services = _current.services, made
+    if before is not None:
+        before.close()
+    return made
+
+
+def current() -> Services:
+    """The services that the getters use, loaded when they are first wanted."""
+    found = _current.services
+    if found is None:
+        with _current.lock:
+            found = _current.services
+            if found is None:
+                found = _current.services = Services()
+    return found
+
+
+def shut_down() -> None:
+    """Close the services that the getters use, if there are any; the next getter loads anew."""
+    with _current.lock:
+        found, _current.services = _current.services, None
+    if found is not None:
+        found.close()
