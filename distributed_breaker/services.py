@@ -334,3 +334,49 @@ def shut_down() -> None:
         found, _current.services = _current.services, None
     if found is not None:
         found.close()
+
+
+def get_database_circuit_breaker(service: str, db_session: Any = None) -> Client:
+    """The client of a service's database.
+
+    Args:
+        service: its name in the file.
+        db_session: SQLAlchemy's session to work with; None: the one given before, else the file's.
+
+    Raises:
+        UnknownService: the file has no such service, or it has no database.
+        ConfigurationError: the file cannot be used.
+    """
+    return current().client("database", service, db_session=db_session)
+
+
+def get_cache_circuit_breaker(service: str) -> Client:
+    """The client of a service's cache; for errors see ``get_database_circuit_breaker``."""
+    return current().client("cache", service)
+
+
+def get_http_circuit_breaker(
+    service: str, service_type: str | None = None, base_url: str | None = None
+) -> Client:
+    """The client of a service's HTTP calls.
+
+    Args:
+        service: its name in the file.
+        service_type: what is called; each has a circuit of its own.
+        base_url: what relative paths are relative to; None: the one given before, else the file's.
+
+    For errors see ``get_database_circuit_breaker``.
+    """
+    return current().client("http", service, service_type or "", base_url=base_url)
+
+
+def get_ml_circuit_breaker(service: str, model_path: str | None = None) -> Client:
+    """The client of a service's model.
+
+    Args:
+        service: its name in the file.
+        model_path: the model's file; None: the one given before, else the file's.
+
+    For errors see ``get_database_circuit_breaker``.
+    """
+    return current().client("ml", service, model_path=model_path)

@@ -98,13 +98,13 @@ local function steady_deltas(totals, deltas)
   for name, bucket, count in gmatch(deltas .. ' ', '([%a_]+)(%d*):(%d+) ') do
     local index
     if bucket ~= '' then
-      index = name == 'b' and 17 + bucket or 33
+      index = name == 'b' and 17 + bucket
     else
       index = name == 'duration_us' and 16 or name == 'rejected' and 5 or name == 'dropped' and 7
-        or name == 'fallbacks' and 9 or 33
+        or name == 'fallbacks' and 9
     end
     tokens = tokens + 1
-    if index > 32 or #count > 15 or tokens > 32 then return nil end
+    if not index or index > 32 or #count > 15 or tokens > 32 then return nil end
     totals[index] = digits(totals[index] + count)
     read = read + #name + #bucket + #count + 2
   end

@@ -28,11 +28,13 @@ OWN, OTHERS = Reporter("me", NOON - 9, 2, 1, 1), [Reporter("a", NOON - 3, 4, 3, 
 
 
 class Bound(NamedTuple):
-    """A case, whether the shortcut takes it, and whether the script refuses it as malformed."""
+    """A case, whether the shortcut takes it, and whether the script refuses it: as malformed, or
+    because the circuit is (which the model need not read in the same way)."""
 
     case: Case
     taken: bool
     refused: bool = False
+    damaged: bool = False
 
 
 def bounds() -> Iterator[Bound]:
@@ -224,6 +226,14 @@ def damage() -> Iterator[Bound]:
         ("r", fields["r"].split(" ")[0]),
     ):
         yield Bound(whole._replace(before={**fields, name: text}), False)
+    for name in ("h", "w", "r", "t"):
+        for text in (
+            f"x{fields[name]}",
+            f"1{fields[name]}x",
+            f" {fields[name]}",
+            f"-{fields[name]}",
+        ):
+            yield Bound(whole._replace(before={**fields, name: text}), False, damaged=True)
 
 
 def at_random(number: int, seed: int) -> Iterator[Case]:
