@@ -3,20 +3,22 @@
 # An interpreter of Python 3.11 or newer, and where its environment is made.
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 ARGS ?=
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # A stamp is newer than these files when the environment matches them. Its name holds the
 # interpreter, so that another PYTHON makes a new environment instead of using the old one.
 INPUTS := pyproject.toml constraints.txt
 FULL := $(VENV)/full-$(notdir $(PYTHON)).stamp
 SMALL := $(VENV)/small-$(notdir $(PYTHON)).stamp
+PEERS := $(BENCH_VENV)/peers-$(notdir $(PYTHON)).stamp
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test demo bench scaling mutants soak format clean
-# The recipes share one environment, so two of them must never build it at once.
+# The recipes share environments, so two of them must never build one at once.
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -24,7 +26,7 @@ help: ## List the targets
 	@printf '\nARGS are passed on:        make test ARGS="tests/unit -k name"\n'
 	@printf 'Another interpreter:       make test PYTHON=python3.12\n'
 
-setup: $(FULL) ## Make .venv with all that the checks, tests, demo and benchmarks need
+setup: $(FULL) ## Make .venv with all that the checks, tests and demo need
 
 check: $(FULL) ## Check format, lint, types and layers
 	@$(BIN)/ruff format --check .
@@ -39,8 +41,8 @@ test: $(FULL) ## Run the tests on all cores
 demo: $(SMALL) ## See a fleet share one circuit (needs no Redis of your own)
 	@$(BIN)/python -m scripts.demo $(ARGS)
 
-bench: $(FULL) ## Measure speed and cost
-	@$(BIN)/python -m scripts.bench $(ARGS)
+bench: $(PEERS) ## Measure speed and cost beside other breakers; writes docs/benchmarks.md
+	@$(BENCH_VENV)/bin/python -m scripts.bench $(ARGS)
 
 scaling: $(FULL) ## Measure what one server carries, and what a larger fleet needs
 	@$(BIN)/python -m scripts.scaling $(ARGS)
@@ -56,7 +58,7 @@ format: $(FULL) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff format --quiet .
 
 clean: ## Remove the environment, builds and caches
-	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made anew (--clear), so that nothing stays in it that is no longer asked for.
@@ -64,7 +66,7 @@ $(FULL): $(INPUTS)
 	@$(call require_python)
 	@echo "Setting up $(VENV) (a minute or so) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP_INSTALL) -e '.[dev,demo,hiredis]'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[dev,demo,hiredis]'
 	@touch $(FULL) $(SMALL)
 
 # The demo needs little. It uses the full environment where there is one, and else makes a small
@@ -73,8 +75,16 @@ $(SMALL): $(INPUTS)
 	@$(call require_python)
 	@echo "Setting up $(VENV) for the demo ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) -e '.[demo]'
+	@$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
 	@touch $(SMALL)
+
+# The other breakers are measured in an environment of their own, so that nothing else needs them.
+$(PEERS): $(INPUTS)
+	@$(call require_python)
+	@echo "Setting up $(BENCH_VENV) ..."
+	@$(PYTHON) -m venv --clear $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python $(PIP_INSTALL) -e '.[bench,hiredis]'
+	@touch $(PEERS)
 
 define require_python
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

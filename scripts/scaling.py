@@ -28,7 +28,7 @@ from distributed_breaker.linked import SLOW_FLUSH
 from distributed_breaker.model import Reply, Run, Step
 from distributed_breaker.session import POLL
 from distributed_breaker.store import RedisStore
-from scripts.bench.report import Setting, describe
+from scripts.bench.machine import describe
 from scripts.servers import Server
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
@@ -396,8 +396,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     parser.add_argument("--server", default="valkey", help="kind of server (default: valkey)")
     options = parser.parse_args(words)
-    setting = Setting(options.server, False)
-    out = ["```", describe(setting), "```", ""]
+    machine = describe(options.server)
+    out = ["```", *(f"{label:12}{words}" for label, words in machine.items()), "```", ""]
     with Server.start(options.server) as server:
         out += ["### What each thing costs the server", ""]
         costs = measure(server, out)

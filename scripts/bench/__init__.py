@@ -1,14 +1,19 @@
-"""Measures speed and cost: ``make bench``, or ``make bench ARGS="--quick"``.
+"""Measures speed and cost beside other breakers: ``make bench``, or ``make bench ARGS=--quick``.
 
-The figures are printed beside their targets and judged by nobody: what they mean depends on the
-machine, so they are compared within one run only.  Each topic is a module of its own:
+Each topic is a module with a function ``run`` from ``Setting`` to ``Topic``:
 
-========  ==========================================================================
-calls     time added to a call, closed and rejected, beside other breakers in memory
-store     commands and bytes per call, and how fast a trip reaches other processes
-outage    the longest wait of a call while the server hangs or is gone
-========  ==========================================================================
+=========  ==========================================================================
+calls      time added to a call, closed and rejected, in each form
+threads    calls of 1, 4 and 16 threads, and lost counts
+traffic    the server's commands, bytes and time per call, at three rates
+trips      how fast a trip reaches 2, 8 and 32 other processes
+outage     the longest call while the server is killed, stopped or slow, and back
+recovery   what reaches a dead dependency, probes, and time to all closed
+circuits   memory and time for 1, 100 and 10,000 circuits
+startup    import, first answer, memory
+=========  ==========================================================================
 
-A topic is a function from ``Setting`` to a ``Table``; a new one is added to ``TOPICS`` in
-``__main__``.
+``subjects`` puts ours and the peers (``peers``) behind one interface.  ``figures`` judges each row:
+ahead, level or behind the best peer; a row that is behind needs a reason in ``reasons``.  ``pages``
+and ``plots`` write what was found.  Figures mean something only beside others of the same run.
 """

@@ -1,170 +1,175 @@
-"""The longest wait of a call while the server hangs (SIGSTOP) or is gone (SIGKILL).
-
-Every scenario has a server and a fresh process of its own, and all run at the same time beside
-scenarios in which nothing happens: what those show is the noise of the machine.
-"""
+"""A call's longest wait while the server is killed, stopped or slow, and when it is back."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import multiprocessing
-import statistics
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for_any
 
-from distributed_breaker import CircuitBreakerOpenException, CircuitBreakerRegistry, Policy
 from scripts.servers import Server
 
-from .report import Row, Setting, Table
-from .work import Boom, boom, trip, work
+from .children import ask, children, hear
+from .delay import Delay
+from .figures import Row, Spread, Topic
+from .setting import Setting
+from .subjects import Bare, Boom, Guarded, Ours, Rules, Subject, boom, open_up, using, work
 
-SECONDS, QUICK_SECONDS = 6.0, 3.0  # the link polls every 2 s, so it meets the fault within them
-PAUSE = 0.001  # s between two calls
-FAILING = 50  # one call in so many fails while closed, which makes the link speak at once
+SLOW = 0.05  # s that each round trip takes longer on the slow way
+PAUSE = 0.004  # s between two calls
+FAILING = 50  # one call in so many fails while closed, which makes ours report at once
 INTERVAL = 0.4  # s that a circuit stays open before it is probed
-WAITED = 1_000_000  # ns from which a call has waited, and was not merely slow
-ANSWER = 30.0  # s that a process may take to get ready
-FAULTS = {"nothing": "server well", "pause": "SIGSTOP", "kill": "SIGKILL"}
-
-NEVER = "0"
-BOUNDED = "≤ 300 each"
-ONCE = "≤ 300, once"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What a circuit does when which fault strikes; ``starting``: before its first call."""
-
-    state: str  # "closed", "open", "probing", "starting"
-    fault: str  # a method of Server, or "nothing"
-
-    @property
-    def target(self) -> str:
-        if self.fault == "nothing":
-            return ""
-        return {"probing": BOUNDED, "starting": ONCE}.get(self.state, NEVER)
-
-
-SCENARIOS = [
-    Scenario(state, fault)
-    for state in ("closed", "open", "probing", "starting")
-    for fault in FAULTS
-]
+FAULTS = {"well": "in good health", "kill": "killed", "pause": "stopped", "slow": "50 ms slow"}
+METHOD = (
+    "One fresh process for each library with a server of its own, all at once: each makes up to "
+    f"{1 / PAUSE:.0f} calls/s, of which one in {FAILING} fails, and no circuit may open. Then the "
+    "server is killed (SIGKILL), stopped (SIGSTOP) or put behind a way that is 50 ms slower; then "
+    "it comes back: empty, as if nothing had been, or fast again. Every figure is the longest "
+    "single call. Every client waits for at most 0.3 s and repeats nothing, as ours does "
+    "(purgatory takes only a URL, so its client repeats as redis-py does by default). The last "
+    "rows are ours alone: circuits that are open, probed, or not yet begun."
+)
+STATES = {"open": "0", "probed": "≤ 300 each", "starting": "≤ 300, once"}
 
 
 @dataclass(frozen=True)
-class Waits:
-    """How long the calls of one scenario took, in ns."""
+class Told:
+    """What a process tells of its calls: the longest (ms) in each phase, and the errors."""
 
+    longest: list[float]
     calls: int
-    median: int
-    longest: list[int]  # of those that waited, longest first
-    worst: int
+    raised: int
 
 
-def run(setting: Setting) -> Table:
-    """Run all scenarios at once."""
-    seconds = QUICK_SECONDS if setting.quick else SECONDS
-    table = Table(
-        f"Outage: the longest call in ms, {1 / PAUSE:,.0f} calls/s for {seconds:g} s after the "
-        f"fault, {len(SCENARIOS)} fresh processes at once",
-        ("worst", "median"),
-    )
+def run(setting: Setting) -> Topic:
+    """Strike the servers of all libraries, one fault after another."""
+    phases = (setting.either(0.2, 1.0), setting.either(1.0, 4.0), setting.either(0.6, 3.0))
+    kinds: list[type[Subject]] = [Ours, Bare, *setting.shared]
+    told: dict[str, dict[str, Told]] = {}
+    waits: dict[str, Told] = {}
+    for fault in FAULTS:
+        scenarios = [(kind, "closed") for kind in kinds]
+        # Ours stands beside the others in its other states as well, where calls could wait.
+        scenarios += [(Ours, state) for state in STATES] if fault == "pause" else []
+        answers = _strike(setting.server, scenarios, fault, phases)
+        told[fault] = {k.title: answer for k, answer in zip(kinds, answers, strict=False)}
+        waits |= dict(zip(STATES, answers[len(kinds) :], strict=False))
+    noise = max(max(by_title.pop(Bare.title).longest) for by_title in told.values())
+    rows = [_longest(fault, 1, told[fault], noise) for fault in FAULTS]
+    rows += [_longest(fault, 2, told[fault], noise) for fault in FAULTS if fault != "well"]
+    rows += [_raised(fault, told[fault]) for fault in FAULTS if fault != "well"]
+    for state, target in STATES.items():
+        name, note = f"{state} circuit, stopped: longest call", f"{waits[state].calls:,} calls"
+        longest = Spread.exactly(waits[state].longest[1])
+        rows.append(Row(name, "ms", longest, target=target, note=note))
+    limits = [f"The longest bare call, beside them and without a breaker, took {noise:.1f} ms."]
+    drawn = [row.name for row in rows if row.peers and "longest" in row.name]
+    return Topic("outage", "While the store is away", METHOD, rows, limits, drawn)
+
+
+def _longest(fault: str, phase: int, told: dict[str, Told], noise: float) -> Row:
+    longest = {title: Spread.exactly(each.longest[phase]) for title, each in told.items()}
+    when = FAULTS[fault] if phase == 1 else f"back, having been {FAULTS[fault]}"
+    target = "" if fault == "well" else "0"
+    ours = longest.pop(Ours.title)
+    return Row(f"{when}: longest call", "ms", ours, longest, target=target, noise=noise)
+
+
+def _raised(fault: str, told: dict[str, Told]) -> Row:
+    raised = {title: Spread.exactly(each.raised) for title, each in told.items()}
+    note = "of calls: " + ", ".join(f"{title} {each.calls:,}" for title, each in told.items())
+    name = f"{FAULTS[fault]}: calls with an error raised into them"
+    return Row(name, "", raised.pop(Ours.title), raised, target="0", note=note)
+
+
+def _strike(
+    kind: str,
+    scenarios: Sequence[tuple[type[Subject], str]],
+    fault: str,
+    phases: tuple[float, float, float],
+) -> list[Told]:
+    """Let one fault strike for all scenarios at the same time, and take it away again."""
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(Server.start(setting.server)) for _ in SCENARIOS]
-        waits = strike(servers, seconds)
-    table.rows = [_row(*pair) for pair in zip(SCENARIOS, waits, strict=True)]
-    return table
-
-
-def _row(scenario: Scenario, waits: Waits) -> Row:
-    note = f"{len(waits.longest)} of {waits.calls:,} over 1 ms"
-    if waits.longest:
-        note += ": " + ", ".join(f"{ns / 1e6:.1f}" for ns in waits.longest[:4])
-    figures = (f"{waits.worst / 1e6:.2f}", f"{waits.median / 1e6:.4f}")
-    return Row(f"{scenario.state}, {FAULTS[scenario.fault]}", figures, scenario.target, note)
-
-
-def strike(servers: list[Server], seconds: float) -> list[Waits]:
-    """Let each process get ready, strike its server at once, and hear how long calls took."""
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[Connection, tuple[Scenario, Server]] = {}
-    for scenario, server in zip(SCENARIOS, servers, strict=True):
-        ours, theirs = context.Pipe()
-        arguments = (scenario.state, server.url, seconds, theirs)
-        context.Process(target=suffer, args=arguments, daemon=True).start()
-        theirs.close()
-        pipes[ours] = (scenario, server)
-    waiting = set(pipes)
-    while waiting:
-        ready = [p for p in wait_for_any(list(waiting), ANSWER) if isinstance(p, Connection)]
-        if not ready:
-            raise RuntimeError(f"{len(waiting)} processes did not get ready")
-        for pipe in ready:
-            pipe.recv()
-            scenario, server = pipes[pipe]
-            if scenario.fault != "nothing":
-                getattr(server, scenario.fault)()
+        servers = [stack.enter_context(Server.start(kind)) for _ in scenarios]
+        ways = [stack.enter_context(contextlib.closing(Delay(s.url.removeprefix("unix://"))))
+                for s in servers] if fault == "slow" else []  # fmt: skip
+        urls = [way.url for way in ways] or [server.url for server in servers]
+        given = [(*s, url, phases) for s, url in zip(scenarios, urls, strict=True)]
+        pipes = stack.enter_context(children(suffer, given))
+        for pipe in pipes:
+            hear(pipe)
+        for pipe in pipes:
             pipe.send("go")
-            waiting.remove(pipe)
-    return [_told(pipe) for pipe in pipes]
-
-
-def _told(pipe: Connection) -> Waits:
-    if not pipe.poll(ANSWER):
-        raise RuntimeError("a process did not tell how long its calls took")
-    told = pipe.recv()
-    assert isinstance(told, Waits)
-    return told
+        time.sleep(phases[0])
+        for server in servers:
+            if fault in ("kill", "pause"):
+                getattr(server, fault)()
+        for way in ways:
+            way.seconds = SLOW
+        time.sleep(phases[1])
+        for server in servers:
+            if fault == "kill":
+                server.restart()
+            elif fault == "pause":
+                server.resume()
+        for way in ways:
+            way.seconds = 0.0
+        return [hear(pipe) for pipe in pipes]
 
 
 # ------------------------------------------------------------------ in the fresh process
 
 
-def suffer(state: str, url: str, seconds: float, pipe: Connection) -> None:
-    """Bring a circuit into its state, let the fault strike, and time calls for some seconds."""
-    logging.disable()  # That the store is down is what is wanted here.
-    namespace = f"bench-{uuid.uuid4().hex[:8]}"
-    with CircuitBreakerRegistry.from_url(url, namespace) as registry:
-        if state == "starting":
-            pipe.send("ready")
-            pipe.recv()
-        breaker = registry.breaker("outage", _policy(state))
-        if state == "closed":
-            breaker.call(work)
-        elif state in ("open", "probing"):
-            trip(breaker)
-        if state != "starting":
-            pipe.send("ready")
-            pipe.recv()
-        # A probe fails, so that the circuit is probed again and again.
-        bad = breaker(boom)
-        pipe.send(time_calls(bad if state == "probing" else breaker(work), bad, seconds))
+def suffer(
+    kind: type[Subject],
+    state: str,
+    url: str,
+    phases: tuple[float, float, float],
+    pipe: Connection,
+) -> None:
+    """Bring a circuit into its state, and time calls through what happens."""
+    with using(kind, url) as subject:
+        guarded = None if state == "starting" else subject.guard("outage", _rules(state))
+        if state in ("open", "probed") and guarded is not None:
+            open_up(guarded)
+        ask(pipe, "ready")
+        start = time.monotonic()
+        ends = [start + sum(phases[:n]) for n in (1, 2, 3)]
+        if guarded is None:
+            time.sleep(phases[0] + 0.2)  # The server has been struck: only now it begins.
+            begun = time.perf_counter()
+            guarded = subject.guard("outage", _rules("closed"))
+            first = (time.perf_counter() - begun) * 1e3
+        else:
+            first = 0.0
+        told = _calls(guarded, boom if state == "probed" else work, ends)
+        told.longest[1] = max(told.longest[1], first)
+        pipe.send(told)
+        pipe.recv()
 
 
-def _policy(state: str) -> Policy:
-    if state in ("open", "probing"):
-        interval = 3_600.0 if state == "open" else INTERVAL
-        return Policy(failure_threshold=1, quorum=1, open_interval=interval, jitter=0.0)
-    return Policy(failure_threshold=1_000_000, failure_rate=None)
+def _rules(state: str) -> Rules:
+    if state == "closed":
+        return Rules(failures=1_000_000)
+    return Rules(failures=1, interval=3_600.0 if state == "open" else INTERVAL)
 
 
-def time_calls(call: Callable[[], None], bad: Callable[[], None], seconds: float) -> Waits:
-    """Call again and again, with short pauses."""
-    took: list[int] = []
-    clock = time.perf_counter_ns
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        function = bad if len(took) % FAILING == FAILING - 1 else call
-        start = clock()
-        with contextlib.suppress(CircuitBreakerOpenException, Boom):
-            function()
-        took.append(clock() - start)
+def _calls(guarded: Guarded, function: Callable[[], None], ends: list[float]) -> Told:
+    """Call again and again, with short pauses; the longest call of each phase."""
+    longest = [0.0] * len(ends)
+    calls = raised = 0
+    while (now := time.monotonic()) < ends[-1]:
+        phase = next(n for n, end in enumerate(ends) if now < end)
+        calls += 1
+        start = time.perf_counter()
+        try:
+            guarded.call(boom if calls % FAILING == 0 else function)
+        except (Boom, guarded.refusal):
+            pass
+        except Exception:
+            raised += 1
+        took = (time.perf_counter() - start) * 1e3
+        longest[phase] = max(longest[phase], took)
         time.sleep(PAUSE)
-    longest = sorted((ns for ns in took if ns >= WAITED), reverse=True)
-    return Waits(len(took), round(statistics.median(took)), longest, max(took))
+    return Told(longest, calls, raised)

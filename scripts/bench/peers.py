@@ -1,89 +1,390 @@
-"""Other circuit breakers, which keep their state in memory: what a call costs where nothing is
-shared.  They are optional, and imported by name so that nothing here depends on them."""
+"""The peers: other circuit breakers from PyPI, in memory and with Redis.
+
+Each is imported by name, in the process that measures it, so that nothing depends on it.  What one
+can't do is said by ``limits`` and ends up in the report.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-from collections.abc import Callable
+import asyncio
+import gc
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
-from .report import version
-from .timing import REJECTED, Case
-from .work import Boom, boom, work, work_async, work_generator
+from .subjects import (
+    DECORATED,
+    PATIENCE,
+    WORK,
+    Guarded,
+    Rules,
+    Subject,
+    decorated,
+    module,
+    work,
+    work_async,
+    written,
+)
 
 
-def missing() -> list[str]:
-    """What to print about the peers that are not there."""
-    return [
-        f"{name} is left out: it is not installed; it comes with the extra [bench]"
-        for name in ("circuitbreaker", "pybreaker")
-        if importlib.util.find_spec(name) is None
-    ]
+class Circuitbreaker(Subject):
+    title = "circuitbreaker"
+    packages: tuple[str, ...] = ("circuitbreaker",)
+    how = "in memory; measures no durations"
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        library = module("circuitbreaker")
+        given: dict[str, Any] = {}
+        if rules is not None:
+            given = {"failure_threshold": rules.failures, "recovery_timeout": rules.interval}
+        breaker = library.CircuitBreaker(name=name, **given)
+        forms = written(
+            decorator="",
+            call="breaker.call(f)",
+            with_="with breaker:\n    f()",
+            async_decorator="",
+            async_call="await breaker.call_async(f_async)",
+            generator="",
+            async_generator="",
+        )
+        names = WORK | {"breaker": breaker} | decorated(breaker, *DECORATED)
+        wrapped: dict[Any, Callable[[], Any]] = {}
+
+        def call(function: Callable[[], Any]) -> Any:
+            # Its own `call` asks nobody whether the breaker is open; only the decorator does.
+            if function not in wrapped:
+                wrapped[function] = breaker(function)
+            return wrapped[function]()
+
+        return Guarded(
+            forms,
+            names,
+            library.CircuitBreakerError,
+            call,
+            lambda: int(breaker.failure_count),
+        )
 
 
-def closed_peers() -> list[Case]:
-    """Closed calls through the peers' breakers, in the forms that each of them has."""
-    return _present(_circuitbreaker_closed, _pybreaker_closed)
+class Pybreaker(Subject):
+    title = "pybreaker"
+    packages: tuple[str, ...] = ("pybreaker",)
+    how = "measures no durations; one lock around each call, the function included"
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        library = module("pybreaker")
+        given: dict[str, Any] = {}
+        if rules is not None:
+            given = {"fail_max": rules.failures, "reset_timeout": rules.interval}
+        if self.shared:
+            storage = library.CircuitRedisStorage("closed", self._connection(), namespace=name)
+            given["state_storage"] = storage
+        breaker = library.CircuitBreaker(**given)
+        forms = written(
+            decorator="",
+            call="breaker.call(f)",
+            with_="with breaker.calling():\n    f()",
+            generator="",
+        )
+        names = WORK | {"breaker": breaker} | decorated(breaker, "decorator", "generator")
+        return Guarded(
+            forms,
+            names,
+            library.CircuitBreakerError,
+            breaker.call,
+            lambda: int(breaker.fail_counter),
+        )
+
+    def _connection(self) -> Any:
+        if not hasattr(self, "_client"):
+            self._client = self.client()
+        return self._client
 
 
-def rejected_peers() -> list[Case]:
-    """Rejections by the peers' breakers."""
-    return _present(_circuitbreaker_rejected, _pybreaker_rejected)
+class PybreakerRedis(Pybreaker):
+    title = "pybreaker + Redis"
+    packages = ("pybreaker", "redis")
+    shared = True
 
 
-def _present(*peers: Callable[[], list[Case]]) -> list[Case]:
-    cases: list[Case] = []
-    for peer in peers:
-        with contextlib.suppress(ModuleNotFoundError):
-            cases += peer()
-    return cases
+class Aiobreaker(Subject):
+    title = "aiobreaker"
+    packages: tuple[str, ...] = ("aiobreaker",)
+    how = "measures no durations"
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        library = module("aiobreaker")
+        given: dict[str, Any] = {}
+        if rules is not None:
+            given["fail_max"] = rules.failures
+            given["timeout_duration"] = timedelta(seconds=rules.interval)
+        if self.shared:
+            if not hasattr(self, "_client"):
+                self._client = self.client()
+            given["state_storage"] = module("aiobreaker.storage.redis").CircuitRedisStorage(
+                library.CircuitBreakerState.CLOSED, self._client, namespace=name
+            )
+        breaker = library.CircuitBreaker(**given)
+        forms = written(
+            decorator="",
+            call="breaker.call(f)",
+            async_decorator="",
+            async_call="await breaker.call_async(f_async)",
+            generator="",
+        )
+        wanted = ("decorator", "async decorator", "generator")
+        return Guarded(
+            forms,
+            WORK | {"breaker": breaker} | decorated(breaker, *wanted),
+            library.CircuitBreakerError,
+            breaker.call,
+            lambda: int(breaker.fail_counter),
+        )
 
 
-def _circuitbreaker_closed() -> list[Case]:
-    module: Any = importlib.import_module("circuitbreaker")
-    title = f"closed: circuitbreaker {version('circuitbreaker')}"
-    breaker = module.CircuitBreaker(name="closed")
-    names = {"f": work, "breaker": breaker, "guarded": breaker(work)}
-    names |= {"guarded_async": breaker(work_async), "guarded_generator": breaker(work_generator)}
-    generator = "for _ in guarded_generator():\n    pass"
-    return [
-        Case(f"{title}, decorator", "guarded()", names, "bare"),
-        Case(f"{title}, call", "breaker.call(f)", names, "bare"),
-        Case(f"{title}, with", "with breaker:\n    f()", names, "bare"),
-        Case(f"{title}, async decorator", "await guarded_async()", names, "bare coroutine"),
-        Case(f"{title}, generator", generator, names, "bare generator"),
-    ]
+class AiobreakerRedis(Aiobreaker):
+    title = "aiobreaker + Redis"
+    packages = ("aiobreaker", "redis")
+    shared = True
+    how = "measures no durations; a blocking client, also below `await`: it has no other"
 
 
-def _pybreaker_closed() -> list[Case]:
-    module: Any = importlib.import_module("pybreaker")
-    title = f"closed: pybreaker {version('pybreaker')}"
-    breaker = module.CircuitBreaker()
-    names = {"f": work, "breaker": breaker, "guarded": breaker(work)}
-    return [
-        Case(f"{title}, decorator", "guarded()", names, "bare"),
-        Case(f"{title}, call", "breaker.call(f)", names, "bare"),
-        Case(f"{title}, with", "with breaker.calling():\n    f()", names, "bare"),
-    ]
+class Interlock(Subject):
+    title = "interlock-cb"
+    packages: tuple[str, ...] = ("interlock-cb",)
+    how = "measures durations (its slow-call rule can't be turned off)"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._breakers: list[Any] = []
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        library = module("interlock")
+        breaker = library.CircuitBreaker(name=name, config=self._config(rules), storage=self._in())
+        self._breakers.append(breaker)
+        wanted = ["decorator", "async decorator"]
+        forms = written(
+            decorator="",
+            call="breaker.call(f)",
+            with_="with breaker:\n    f()",
+            async_decorator="",
+            async_call="await breaker.call_async(f_async)",
+            async_with="async with breaker:\n    await f_async()",
+        )
+        if self.shared:  # A breaker with a blocking storage has no async side.
+            wanted = ["decorator"]
+            forms = {form: text for form, text in forms.items() if not form.startswith("async")}
+        return Guarded(
+            forms,
+            WORK | {"breaker": breaker} | decorated(breaker, *wanted),
+            library.CircuitOpenError,
+            breaker.call_sync,
+            lambda: int(breaker.snapshot().failed_calls),
+        )
+
+    def _config(self, rules: Rules | None) -> Any:
+        library = module("interlock")
+        if rules is None:
+            return library.Config()
+        # It counts no runs.  A rate next to nothing opens at the first failure once there were
+        # as many calls.
+        return library.Config(
+            minimum_number_of_calls=min(rules.failures, 1_000_000),
+            failure_rate_threshold=1e-9 if rules.failures == 1 else 1.0,
+            wait_duration_in_open=rules.interval,
+            permitted_calls_in_half_open=1,
+            window_size=rules.window,
+        )
+
+    def _in(self) -> Any:
+        return None
+
+    def close(self) -> None:
+        for breaker in self._breakers:
+            breaker.close()
 
 
-def _circuitbreaker_rejected() -> list[Case]:
-    module: Any = importlib.import_module("circuitbreaker")
-    breaker = module.CircuitBreaker(name="open", failure_threshold=1, recovery_timeout=3600)
-    with contextlib.suppress(Boom):
-        breaker.call(boom)
-    names = {"refused": breaker(work), "Refusal": module.CircuitBreakerError}
-    title = f"rejected: circuitbreaker {version('circuitbreaker')}, decorator"
-    return [Case(title, REJECTED.format("refused()"), names, "bare raise")]
+class InterlockRedis(Interlock):
+    title = "interlock-cb + Redis"
+    packages = ("interlock-cb", "redis")
+    shared = True
+    how = "measures durations; polls the server every second, its default"
+
+    def _in(self) -> Any:
+        if not hasattr(self, "_client"):
+            self._client = self.client()
+        return module("interlock.integrations.redis").RedisStorage(self._client)
 
 
-def _pybreaker_rejected() -> list[Case]:
-    module: Any = importlib.import_module("pybreaker")
-    breaker = module.CircuitBreaker(fail_max=1, reset_timeout=3600)
-    with contextlib.suppress(module.CircuitBreakerError):
-        breaker.call(boom)
-    names = {"refused": breaker(work), "Refusal": module.CircuitBreakerError}
-    title = f"rejected: pybreaker {version('pybreaker')}, decorator"
-    return [Case(title, REJECTED.format("refused()"), names, "bare raise")]
+class Nopanic(Subject):
+    title = "nopanic"
+    packages = ("nopanic",)
+    how = "measures no durations"
+    timed: Mapping[str, object] = {}
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        library = module("nopanic")
+        breaker = library.circuit_breaker(name=name, **_nopanic_rules(rules), **self.timed)
+        forms = written(
+            decorator="",
+            call="breaker.call(f)",
+            with_="with breaker.guard():\n    f()",
+            async_decorator="",
+            async_call="await breaker.acall(f_async)",
+            async_with="async with breaker.guard():\n    await f_async()",
+            generator="",
+            async_generator="",
+        )
+        return Guarded(
+            forms,
+            WORK | {"breaker": breaker} | decorated(breaker, *DECORATED),
+            library.CircuitOpen,
+            breaker.call,
+            lambda: int(breaker.metrics.failures),
+        )
+
+
+class NopanicTimed(Nopanic):
+    title = "nopanic, timed"
+    how = "measures durations (`slow_call_duration=60`)"
+    timed: Mapping[str, object] = {"slow_call_duration": 60.0}
+
+
+class NopanicRedis(Subject):
+    title = "nopanic-redis"
+    packages = ("nopanic-redis", "redis")
+    shared = True
+    how = "measures no durations; `fail_open=True`, its default"
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        if not hasattr(self, "_client"):
+            self._client = self.client()
+        library = module("nopanic_redis")
+        breaker = library.redis_circuit_breaker(self._client, name=name, **_nopanic_rules(rules))
+        return Guarded(
+            written(decorator="", call="breaker.call(f)"),
+            WORK | {"breaker": breaker} | decorated(breaker, "decorator"),
+            module("nopanic").CircuitOpen,
+            breaker.call,
+        )
+
+
+def _nopanic_rules(rules: Rules | None) -> dict[str, Any]:
+    """It judges by a rate; next to nothing opens at the first failure after enough calls."""
+    if rules is None:
+        return {}
+    return {
+        "min_calls": rules.failures,
+        "failure_threshold": 1e-9 if rules.failures == 1 else 1.0,
+        "reset_timeout": rules.interval,
+    }
+
+
+class Purgatory(Subject):
+    title = "purgatory"
+    packages = ("purgatory",)
+    how = "measures no durations"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        library = module("purgatory")
+        self._factory = library.SyncCircuitBreakerFactory()
+        self._async_factory = library.AsyncCircuitBreakerFactory()
+        # Both sides know the same breakers, so that one failure opens both.
+        breakers = self._factory.uow.contexts.breakers
+        self._async_factory.uow.contexts.breakers = breakers
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        given = _purgatory_rules(rules)
+        factory, async_factory = self._factory, self._async_factory
+        names = {"get": factory.get_breaker, "get_async": async_factory.get_breaker, "name": name}
+        names |= {"given": given, "guarded": factory(name, **given)(work)}
+        names |= {"guarded_async": async_factory(name, **given)(work_async)}
+
+        def call(function: Callable[[], Any]) -> Any:
+            with factory.get_breaker(name, **given):
+                return function()
+
+        return Guarded(
+            written(
+                decorator="",
+                with_="with get(name, **given):\n    f()",
+                async_decorator="",
+                async_with="async with await get_async(name, **given):\n    await f_async()",
+            ),
+            WORK | names,
+            module("purgatory.domain.model").OpenedState,
+            call,
+            lambda: int(factory.get_breaker(name, **given).context.failure_count or 0),
+        )
+
+
+class PurgatoryRedis(Subject):
+    title = "purgatory + Redis"
+    packages = ("purgatory", "redis")
+    shared = True
+    how = "measures no durations; asyncio only, since its blocking Redis storage does not work"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        library = module("purgatory")
+        limits = f"?socket_timeout={PATIENCE}&socket_connect_timeout={PATIENCE}"
+        self._factory = library.AsyncCircuitBreakerFactory(
+            uow=library.AsyncRedisUnitOfWork(url + limits)
+        )
+        self._own: asyncio.AbstractEventLoop | None = None
+
+    def guard(self, name: str, rules: Rules | None = None) -> Guarded:
+        given = _purgatory_rules(rules)
+        factory = self._factory
+
+        async def guarded_call(function: Callable[[], Any]) -> Any:
+            async with await factory.get_breaker(name, **given):
+                return function()
+
+        def call(function: Callable[[], Any]) -> Any:
+            return self._loop().run_until_complete(guarded_call(function))
+
+        names = {"get_async": factory.get_breaker, "name": name, "given": given}
+        names |= {"guarded_async": factory(name, **given)(work_async)}
+        return Guarded(
+            written(
+                async_decorator="",
+                async_with="async with await get_async(name, **given):\n    await f_async()",
+            ),
+            WORK | names,
+            module("purgatory.domain.model").OpenedState,
+            call,
+        )
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Where its client lives; it adds some 20 µs to single calls that take some 500."""
+        if self.loop is None:
+            self.loop = self._own = asyncio.new_event_loop()
+        return self.loop
+
+    def close(self) -> None:
+        self._loop().run_until_complete(self._factory.uow.contexts.redis.aclose())
+        if self._own is not None:
+            self._own.close()
+
+
+def _purgatory_rules(rules: Rules | None) -> dict[str, Any]:
+    return {} if rules is None else {"threshold": rules.failures, "ttl": rules.interval}
+
+
+def purgatory_blocking_error(url: str) -> str:
+    """What purgatory's blocking Redis storage raises at its first call; empty when it works."""
+    library = module("purgatory")
+    factory = library.SyncCircuitBreakerFactory(uow=library.SyncRedisUnitOfWork(url))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of coroutines that were never awaited
+        try:
+            factory.initialize()
+            factory("blocking")(work)()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            del factory
+            gc.collect()
+    return ""

@@ -2,16 +2,13 @@
 
 Each statement is compiled into a loop of its own, so that the interpreter can specialise it as it
 would in a user's code.  All statements are timed once per round, in interleaved rounds, so that a
-slow spell of the machine hits all of them.  The minimum tells what the code costs, the median what
-this machine made of it.
+slow spell of the machine hits all of them, and what a call adds is taken round by round.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
-import statistics
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,16 +29,16 @@ REJECTED = "try:\n    {}\nexcept Refusal:\n    pass"
 
 @dataclass(frozen=True)
 class Case:
-    """A statement, the names that it uses, and what it is compared with.
+    """A statement, the names that it uses, and how often a round repeats it.
 
-    ``bare`` is the name of another case, whose time is subtracted: the same call without a
-    breaker.  A bare case has none.
+    A statement that asks a server takes a thousand times as long as one that doesn't, so it is
+    repeated less often.
     """
 
     name: str
     statement: str
     names: Mapping[str, object]
-    bare: str = ""
+    calls: int
 
     @property
     def asynchronous(self) -> bool:
@@ -57,34 +54,20 @@ class Case:
         return run
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a statement took, and what that adds to its bare case: µs, minimum and median."""
+def measure(
+    cases: Sequence[Case], rounds: int, run: Callable[[Any], Any]
+) -> dict[str, list[float]]:
+    """Time every case in each of ``rounds`` rounds: case → µs for one call, round by round.
 
-    least: float
-    median: float
-    added_least: float
-    added_median: float
-
-
-def measure(cases: Sequence[Case], *, rounds: int, calls: int) -> dict[str, Cost]:
-    """Time ``calls`` runs of every case in each of ``rounds`` rounds."""
+    ``run`` runs a coroutine in the event loop to which the cases' clients belong.
+    """
     loops = [(case, case.loop()) for case in cases]
     samples: dict[str, list[float]] = {case.name: [] for case in cases}
-    with asyncio.Runner() as runner:
-        for number in range(rounds + 1):
-            for case, loop in loops:
-                gc.collect(1)  # Nobody pays for what the case before has left behind.
-                spent = loop(itertools.repeat(None, calls), time.perf_counter)
-                took = runner.run(spent) if case.asynchronous else spent
-                if number > 0:  # The first round lets the interpreter specialise its code.
-                    samples[case.name].append(took / calls * 1e6)
-    return {case.name: _cost(case, samples) for case in cases}
-
-
-def _cost(case: Case, samples: Mapping[str, list[float]]) -> Cost:
-    least, median = min(samples[case.name]), statistics.median(samples[case.name])
-    if not case.bare:
-        return Cost(least, median, 0.0, 0.0)
-    bare = samples[case.bare]
-    return Cost(least, median, least - min(bare), median - statistics.median(bare))
+    for number in range(rounds + 1):
+        for case, loop in loops:
+            gc.collect(1)  # Nobody pays for what the case before has left behind.
+            spent = loop(itertools.repeat(None, case.calls), time.perf_counter)
+            took = run(spent) if case.asynchronous else spent
+            if number > 0:  # The first round lets the interpreter specialise its code.
+                samples[case.name].append(took / case.calls * 1e6)
+    return samples
