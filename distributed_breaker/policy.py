@@ -8,7 +8,6 @@ cannot round differently).
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
@@ -311,6 +310,8 @@ class Policy:
         allowed = [f.name for f in fields(cls) if f.name not in _CODE_ONLY]
         for name in values:
             if name not in allowed:
+                import difflib  # it takes as long as all else that is imported here
+
                 near = difflib.get_close_matches(str(name), allowed, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {allowed}"
                 raise ValueError(f"Policy has no setting {name!r}{hint}")

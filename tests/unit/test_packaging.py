@@ -19,7 +19,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "distributed_breaker/lua/breaker.lua"
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "lua", "distributed_breaker")
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "lua",
+    "distributed_breaker",
+    "circuit_breaker_config.py",
+)
 
 # Printed by a fresh interpreter: where the installed script is, and its text.
 READ = """
