@@ -13,6 +13,7 @@ import pytest
 from distributed_breaker import Policy
 from distributed_breaker.config import Configuration, ConfigurationError, load, schema, shown
 from distributed_breaker.sections import KINDS, Service
+from scripts import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "circuit_breakers.json"
@@ -116,8 +117,13 @@ def test_every_shipped_environment_loads(environment: str) -> None:
 
 
 def test_the_shipped_schema_is_current() -> None:
-    shipped = json.loads((SHIPPED.parent / "circuit_breakers.schema.json").read_text("utf-8"))
-    assert shipped == json.loads(json.dumps(schema())), "run: breakers config schema"
+    assert keys.SCHEMA.read_text("utf-8") == keys.schema_text(), "run: python -m scripts.keys"
+    assert json.loads(keys.schema_text()) == schema()
+
+
+def test_the_documented_keys_are_current() -> None:
+    text = keys.DOCUMENT.read_text("utf-8")
+    assert text == keys.document_text(text), "run: python -m scripts.keys"
 
 
 def test_what_is_dumped_loads_back(write: Write) -> None:
