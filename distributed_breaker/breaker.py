@@ -303,7 +303,7 @@ class CircuitBreaker(LinkedCircuit):
 
     def _detail(self, error: BaseException | None, **more: str) -> str:
         """What is kept of a transition's cause: short, and free of parameters and credentials."""
-        detail = {"reporter": self._shadow.reporter, "host": _host()}
+        detail = {"reporter": self._shadow.reporter, "host": host_name()}
         if error is not None:
             detail |= {"error": type(error).__name__[:60], "message": describe(error)}
         return bounded_json(detail | more)
@@ -541,7 +541,7 @@ def stored_circuit(fields: dict[str, str] | StoreError) -> model.Circuit | None:
 
 
 @functools.cache
-def _host() -> str:
+def host_name() -> str:
     return re.sub(r"[^\w.-]", "_", socket.gethostname())[:40]
 
 

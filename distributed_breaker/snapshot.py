@@ -40,6 +40,24 @@ class Trip(NamedTuple):
     detail: Mapping[str, Any]
 
 
+class Change(NamedTuple):
+    """One transition out of the store's log.
+
+    ``at`` is in seconds since the epoch by the store's clock; ``old`` is empty when the circuit was
+    made.  ``window``, ``run`` and ``reporters`` are what was counted just before, as in ``Trip``.
+    """
+
+    at: float
+    old: str
+    new: str
+    generation: int
+    cause: str
+    window: Window
+    run: int
+    reporters: int
+    detail: Mapping[str, Any]
+
+
 class ReporterShare(NamedTuple):
     """One process's part: its bad outcomes in the window and in the run, and its last outcome."""
 
@@ -63,6 +81,13 @@ class Snapshot:
         retry_after: seconds until another attempt is worth making, 0.0 when unknown or closed.
         opened_at: seconds since the epoch (store's clock) at which the open state began.
         attempt: how often the circuit has reopened without resting in between.
+        since: seconds since the epoch (store's clock) at which the shared state began.
+        ends_at: when the shared state ends by itself, or an open one is due for a probe; None when
+            it does not.
+        cause: why the last transition was made (lua/README.md, section 8).
+        detail: what the transition's maker has said: error and host, or actor and reason.
+        successes: successful probes of a half-open circuit so far.
+        permits: probes that are out.
         window: counts of the window: the fleet's, or this process's own when ``fleet`` is False.
         run: bad outcomes since the last good one.
         totals: counters over all states, with duration buckets b0 … b15 (upper bounds
@@ -85,6 +110,12 @@ class Snapshot:
     retry_after: float = 0.0
     opened_at: float | None = None
     attempt: int = 0
+    since: float | None = None
+    ends_at: float | None = None
+    cause: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    successes: int = 0
+    permits: int = 0
     window: Window = NO_CALLS
     run: int = 0
     totals: Mapping[str, int] = field(default_factory=dict)
@@ -159,7 +190,10 @@ def _mirrored(own: OwnView) -> dict[str, Any]:
     if own.shadow.alone:
         return {"last_trip": trip}
     if header is None:
-        return {"shared_state": None, "generation": 0, "opened_at": None, "attempt": 0}
+        return {
+            "shared_state": None, "generation": 0, "opened_at": None, "attempt": 0,
+            "since": None, "ends_at": None, "cause": "", "detail": {}, "successes": 0, "permits": 0,
+        }  # fmt: skip
     opened = header.since / 1000 if header.state == "open" else None
     return {
         "shared_state": State(header.state),
@@ -167,7 +201,18 @@ def _mirrored(own: OwnView) -> dict[str, Any]:
         "last_trip": trip,
         "opened_at": opened,
         "attempt": header.attempt,
+        "since": header.since / 1000,
+        "ends_at": _end(header.state, header.since, header.duration),
+        "cause": header.cause,
+        "detail": {},
+        "successes": header.successes,
+        "permits": 0,
     }
+
+
+def _end(state: str, since: int, duration: int) -> float | None:
+    ends = state in ("open", "forced_open", "forced_closed") and duration >= 0
+    return (since + duration) / 1000 if ends else None
 
 
 def _counted(c: model.Circuit, now: int, epoch: int) -> dict[str, Any]:
@@ -177,6 +222,7 @@ def _counted(c: model.Circuit, now: int, epoch: int) -> dict[str, Any]:
     if c.state.startswith("forced") and left == 0:
         state = "half_open" if c.state == "forced_open" else "closed"
     policy = c.policy
+    cause, _, rest = c.reason.partition(" ")
     width = max(1, (policy.window if policy else 1) // model.BUCKETS)
     gone = max(0, now // width - c.head)
     recent = c.ring[: max(0, model.BUCKETS - gone)]
@@ -191,6 +237,12 @@ def _counted(c: model.Circuit, now: int, epoch: int) -> dict[str, Any]:
         "retry_after": left / 1000 if state in ("open", "forced_open") and left > 0 else 0.0,
         "opened_at": (c.since + epoch) / 1000 if state == "open" else None,
         "attempt": c.attempt,
+        "since": (c.since + epoch) / 1000,
+        "ends_at": _end(state, c.since + epoch, c.duration),
+        "cause": cause,
+        "detail": _details(rest.partition(" ")[2]),
+        "successes": c.successes,
+        "permits": sum(now < slot.since + slot.lease for slot in c.slots),
         "window": Window(*(sum(column) for column in zip(*recent, strict=True))) if recent
         else NO_CALLS,
         "run": c.run,
@@ -217,6 +269,22 @@ def _trip_of_log(log: Sequence[Mapping[str, str]]) -> Trip | None:
         if entry.get("cause") in model.TRIPS:
             return _trip(entry["cause"], int(entry["at"]), entry["evidence"], entry["detail"])
     return None
+
+
+def change_of(entry: Mapping[str, str]) -> Change:
+    """Read one entry of the log."""
+    calls, failures, slow, run, active = map(int, entry["evidence"].split(" "))
+    return Change(
+        at=int(entry["at"]) / 1000,
+        old=entry["old"],
+        new=entry["new"],
+        generation=int(entry["v"]),
+        cause=entry["cause"],
+        window=Window(calls, failures, slow),
+        run=run,
+        reporters=active,
+        detail=_details(entry["detail"]),
+    )
 
 
 def _trip(cause: str, at: int, evidence: str, detail: str) -> Trip:

@@ -223,6 +223,14 @@ class RedisStore:
         self._raise_first([answer])
         return sorted(answer)
 
+    def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Plain commands, for somebody who examines the server; an error that answers one of them
+        stands in its place, as a StoreError."""
+        return [
+            StoreError(f"{code_of(a)} {a}") if isinstance(a, redis.RedisError) else a
+            for a in self._execute(commands)
+        ]
+
     def subscribe(self) -> Subscription:
         """Open the connection that hears transitions.  Raises StoreDown."""
         nodes = self._connected()

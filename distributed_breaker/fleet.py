@@ -1,0 +1,242 @@
+"""A fleet as its operator sees it: all circuits of a namespace, and steps on them, from outside.
+
+A registry belongs to a process of the fleet: it reports, listens, and has threads.  This one only
+asks: it blocks, is no reporter, and each of its steps says what the circuit was just before.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from .address import redacted
+from .breaker import bounded_json, host_name, stored_circuit
+from .errors import StoreDown, StoreError, StoreUnavailable
+from .model import Step
+from .nodes import Command
+from .policy import Policy, check_circuit, check_namespace, check_number
+from .snapshot import Change, Snapshot, change_of, snapshot_of
+from .store import RedisStore
+
+T = TypeVar("T")
+
+TRIES = 2  # that a reading is worth when the store has not answered in time
+AT_ONCE = 64  # steps in one pipeline, so that it ends well within the time that a reply may take
+
+
+class Done(NamedTuple):
+    """What became of one step.
+
+    Attributes:
+        circuit: its name.
+        before: its state just before the step; empty when the store did not hold the circuit.
+        after: its state now.
+        changed: whether the step made a transition.
+        error: empty, or why it was not carried out, or why that is unknown.
+    """
+
+    circuit: str
+    before: str = ""
+    after: str = ""
+    changed: bool = False
+    error: str = ""
+
+
+class Fleet:
+    """The circuits of one namespace.
+
+    Args:
+        url: where they are kept; see ``CircuitBreakerRegistry.from_url``.
+        namespace: the fleet's.
+
+    Raises:
+        ValueError: the URL or the namespace cannot be used; ``memory://`` has no fleet.
+
+    All methods block, for less than two seconds when the store is not there, and then raise
+    StoreUnavailable.
+    """
+
+    def __init__(self, url: str, namespace: str = "default") -> None:
+        check_namespace(namespace)
+        if isinstance(url, str) and url.startswith("memory://"):
+            raise ValueError("circuits at memory:// belong to one process and cannot be seen")
+        self.namespace = namespace
+        self.place = redacted(url)
+        self._store = RedisStore(url, namespace)
+        self._random = random.SystemRandom()
+
+    def snapshot(self) -> dict[str, Snapshot]:
+        """Every circuit that the store holds, by name."""
+
+        def read() -> dict[str, Snapshot]:
+            names = self._store.names()
+            now, all_fields = self._store.read(names)
+            circuits = zip(names, map(stored_circuit, all_fields), strict=True)
+            return {name: snapshot_of(name, c, now) for name, c in circuits if c is not None}
+
+        return self._read(read)
+
+    def history(self, circuit: str, count: int = 50) -> list[Change]:
+        """The last transitions of a circuit, newest first; at most 50 are kept."""
+        check_circuit(circuit)
+        return [change_of(e) for e in self._read(lambda: self._store.log(circuit, count))]
+
+    def reset(
+        self, circuits: Mapping[str, Policy | None], *, actor: str = "", reason: str = ""
+    ) -> Iterator[Done]:
+        """Close circuits for the whole fleet, whatever their states.
+
+        Args:
+            circuits: names, each with the policy that it gets if the store does not hold it.
+            actor: who wants it.
+            reason: why.
+        """
+        return self._operate("reset", circuits, actor, reason)
+
+    def force_open(
+        self,
+        circuits: Mapping[str, Policy | None],
+        *,
+        actor: str = "",
+        reason: str = "",
+        ttl: float | None = None,
+    ) -> Iterator[Done]:
+        """Refuse all calls of the whole fleet until released, or for ``ttl`` seconds."""
+        return self._force("forced_open", circuits, actor, reason, ttl)
+
+    def force_closed(
+        self,
+        circuits: Mapping[str, Policy | None],
+        *,
+        actor: str = "",
+        reason: str = "",
+        ttl: float | None = None,
+    ) -> Iterator[Done]:
+        """Admit all calls of the whole fleet until released, or for ``ttl`` seconds."""
+        return self._force("forced_closed", circuits, actor, reason, ttl)
+
+    def release(
+        self, circuits: Mapping[str, Policy | None], *, actor: str = "", reason: str = ""
+    ) -> Iterator[Done]:
+        """End overrides: forced_open goes on to half_open, forced_closed to closed."""
+        return self._operate("release", circuits, actor, reason)
+
+    def examine(self, commands: Sequence[Command]) -> list[Any]:
+        """The server's answers to plain commands, each of them or a StoreError."""
+        return self._read(lambda: self._store.ask(commands))
+
+    def hear(self) -> str:
+        """Open a subscription as processes do, and close it.
+
+        Returns what the server says against PING on it, else the empty text.
+
+        Raises:
+            StoreError: the server refuses it.
+        """
+        try:
+            channel = self._store.subscribe()
+        except StoreDown as error:
+            raise StoreError(str(error)) from error
+        try:
+            channel.ping()
+            channel.get(1.0)
+            return channel.refused
+        finally:
+            channel.close()
+
+    @property
+    def channel(self) -> str:
+        """Where transitions are pushed."""
+        return self._store.channel
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._store.close()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ inside
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Reading again harms nothing, and a busy server deserves a second question."""
+        for left in reversed(range(TRIES)):
+            try:
+                return read()
+            except StoreDown as error:
+                if not (error.timeout and left):
+                    raise StoreUnavailable(self._problem(error)) from error
+        raise AssertionError("unreachable")
+
+    def _problem(self, error: StoreDown) -> str:
+        if error.timeout:
+            return f"Redis at {self.place} does not answer in time"
+        if error.code == "CONNECTION":
+            return f"Redis at {self.place} can't be reached: {str(error).partition(': ')[2]}"
+        return f"Redis at {self.place} refuses to serve: {error}"
+
+    def _force(
+        self,
+        kind: str,
+        circuits: Mapping[str, Policy | None],
+        actor: str,
+        reason: str,
+        ttl: float | None,
+    ) -> Iterator[Done]:
+        ms = -1 if ttl is None else round(check_number("ttl", ttl, 0.001, 31_536_000) * 1000)
+        return self._operate("override", circuits, actor, reason, kind=kind, ttl=ms)
+
+    def _operate(
+        self,
+        op: str,
+        circuits: Mapping[str, Policy | None],
+        actor: str,
+        reason: str,
+        **arguments: Any,
+    ) -> Iterator[Done]:
+        detail = bounded_json({"host": host_name(), "actor": actor[:60], "reason": reason[:200]})
+        steps = [
+            (check_circuit(name), Step(op, self._nonce(), (policy or Policy()).numbers,
+                                       detail=detail, **arguments))
+            for name, policy in circuits.items()
+        ]  # fmt: skip
+        return self._carried_out(steps)
+
+    def _carried_out(self, steps: Sequence[tuple[str, Step]]) -> Iterator[Done]:
+        """Each step at most once; after a failure of the store the others are not tried."""
+        problem = ""
+        for start in range(0, len(steps), AT_ONCE):
+            part = steps[start : start + AT_ONCE]
+            if problem:
+                yield from (Done(name, error=problem) for name, _ in part)
+                continue
+            try:
+                replies = self._store.run(part)
+            except StoreDown as error:
+                problem = self._problem(error)
+                unknown = "; whether it was carried out is unknown" if error.timeout else ""
+                yield from (Done(name, error=problem + unknown) for name, _ in part)
+                continue
+            made = []
+            for (name, _), reply in zip(part, replies, strict=True):
+                if isinstance(reply, StoreError):
+                    yield Done(name, error=str(reply))
+                    continue
+                if not reply.old:
+                    made.append(name)
+                yield Done(name, reply.old, reply.header.split(" ")[3], bool(reply.cause))
+            self._remember(made)
+
+    def _remember(self, names: Sequence[str]) -> None:
+        try:
+            if names:
+                self._store.remember(names)
+        except StoreDown:
+            pass  # The circuits work; the first process that uses them adds their names.
+
+    def _nonce(self) -> str:
+        return f"{self._random.getrandbits(32):08x}"
