@@ -207,7 +207,10 @@ class Fleet:
         return self._carried_out(steps)
 
     def _carried_out(self, steps: Sequence[tuple[str, Step]]) -> Iterator[Done]:
-        """Each step at most once; after a failure of the store the others are not tried."""
+        """Each step at most once; after a failure of the store the others are not tried.
+
+        Raises StoreUnavailable when that is so from the first on.
+        """
         problem = ""
         for start in range(0, len(steps), AT_ONCE):
             part = steps[start : start + AT_ONCE]
@@ -219,6 +222,8 @@ class Fleet:
             except StoreDown as error:
                 problem = self._problem(error)
                 unknown = "; whether it was carried out is unknown" if error.timeout else ""
+                if not start:
+                    raise StoreUnavailable(problem + unknown) from error
                 yield from (Done(name, error=problem + unknown) for name, _ in part)
                 continue
             made = []

@@ -16,7 +16,7 @@ from ..address import READ_TIMEOUT
 from ..errors import StoreError
 from ..fleet import Fleet
 from ..nodes import Command
-from ..policy import Numbers
+from ..policy import Numbers, Policy
 from ..snapshot import Snapshot
 from ..store import key_of, script, sha
 from .report import Configured
@@ -296,7 +296,7 @@ def _policies(
         held = snapshots[name].policy if name in snapshots else None
         if held is None or not wanted.enabled:
             continue
-        differences = compare(held.numbers, wanted.policy.numbers)
+        differences = compare(held, wanted.policy)
         if differences:
             different += 1
             yield _mismatch(name, differences, held.version, wanted.policy.version)
@@ -304,7 +304,7 @@ def _policies(
         yield Finding("policies", Verdict.OK, "the fleet's policies are the configuration's")
 
 
-def _mismatch(name: str, differences: dict[str, tuple[int, int]], held: int, file: int) -> Finding:
+def _mismatch(name: str, differences: dict[str, tuple[Any, Any]], held: int, file: int) -> Finding:
     words = [f"{field} is {a}, in the file {b}" for field, (a, b) in differences.items()]
     if held > file:
         advice = (
@@ -319,7 +319,8 @@ def _mismatch(name: str, differences: dict[str, tuple[int, int]], held: int, fil
     return Finding(f"policy {name}", Verdict.WARNING, "; ".join(words), advice)
 
 
-def compare(held: Numbers, wanted: Numbers) -> dict[str, tuple[int, int]]:
-    """The numbers (ms, basis points, percent) that differ."""
-    pairs = zip(Numbers._fields, held, wanted, strict=True)
-    return {name: (one, other) for name, one, other in pairs if one != other}
+def compare(held: Policy, wanted: Policy) -> dict[str, tuple[Any, Any]]:
+    """The shared numbers that differ, each as (held, wanted), in seconds and shares."""
+    one, other = (Policy().with_numbers(policy.numbers) for policy in (held, wanted))
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in Numbers._fields}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

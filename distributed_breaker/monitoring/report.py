@@ -223,6 +223,9 @@ def _known(
     if not enabled:
         # The rest stays: other processes may not have switched it off.
         return replace(snapshot, state=State.CLOSED, source="disabled"), False
+    policy = configured.policy if configured else snapshot.policy
+    if policy is not None and not policy.auto_recovery and snapshot.state is State.OPEN:
+        snapshot = replace(snapshot, ends_at=None, retry_after=0.0)
     return snapshot, snapshot.source != "disabled"
 
 
