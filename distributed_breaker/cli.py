@@ -128,12 +128,12 @@ Ttl = Annotated[
 
 
 class FailureError(Exception):
-    """Ends the command with a sentence and an exit code."""
+    """Ends the command with a sentence, an exit code, and (where it matters) what there is."""
 
-    def __init__(self, message: str, code: int, known: Iterable[str] = ()) -> None:
+    def __init__(self, message: str, code: int, known: Iterable[str] | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.known = list(known)
+        self.known = None if known is None else list(known)
 
 
 class Place(NamedTuple):
@@ -174,7 +174,7 @@ def place(
     """Find the fleet: options beat the environment, and that beats the file.
 
     In an incident a broken file must not keep anybody from looking, so it is only complained about
-    where something else says where Redis is.
+    where the options say where to look.  No namespace is guessed: an empty one would look healthy.
     """
     loaded, problem = None, ""
     try:
@@ -184,7 +184,9 @@ def place(
         if named or Path(config.DEFAULT_FILE).exists():
             problem = str(error)
     if problem:
-        typer.echo(f"Going on without the configuration: {text.clean(problem)}", err=True)
+        complain(f"Going on without the configuration: {problem}")
+    if problem and namespace is None:
+        raise FailureError("give --namespace (and --url), which the file would have said", USAGE)
     found = (loaded or _environment_only()).configuration
     return Place(
         url or _url(found, given=loaded is not None),
@@ -253,7 +255,7 @@ def command(function: Callable[P, int]) -> Callable[P, None]:
         try:
             code = function(*args, **kwargs)
         except StoreUnavailable as error:
-            code = _failed(str(error), CANNOT_TELL, [], as_json)
+            code = _failed(str(error), CANNOT_TELL, None, as_json)
         except FailureError as error:
             code = _failed(str(error), error.code, error.known, as_json)
         except KeyboardInterrupt:
@@ -263,15 +265,22 @@ def command(function: Callable[P, int]) -> Callable[P, None]:
     return run
 
 
-def _failed(message: str, code: int, known: list[str], as_json: bool) -> int:
+def _failed(message: str, code: int, known: list[str] | None, as_json: bool) -> int:
     if as_json:
-        show_json({"error": message, "known": known})
-    listed = ", ".join(known[:SHOWN_NAMES])
-    more = f" and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
-    there = f"; there are: {listed}{more}" if known else "; there is none" if code == USAGE else ""
-    suffix = there if "there is no circuit" in message or "belongs to" in message else ""
-    typer.echo(text.clean(f"{message}{suffix}."), err=True)
+        show_json({"error": message, "known": known or []})
+    listed = ""
+    if known is not None:
+        listed = f"; there are: {', '.join(known[:SHOWN_NAMES])}" if known else "; there is none"
+        if len(known) > SHOWN_NAMES:
+            listed += f" and {len(known) - SHOWN_NAMES} more"
+    complain(f"{message.rstrip('.')}{listed}.")
     return code
+
+
+def complain(message: str) -> None:
+    """Say something to people, beside what is printed for programs."""
+    for line in message.splitlines():
+        typer.echo(text.clean(line), err=True)
 
 
 def show_json(value: Any, *, indent: int | None = 2) -> None:
@@ -457,7 +466,7 @@ def _screen(live: bool) -> Iterator[Callable[[Any], None]]:
     if not live:
         yield lambda _: None
         return
-    with Live(console=console(), auto_refresh=False, vertical_overflow="visible") as screen:
+    with Live(console=console(), auto_refresh=False) as screen:
         yield functools.partial(screen.update, refresh=True)
 
 
@@ -552,7 +561,7 @@ def reset(
         snapshots = fleet.snapshot()
         names = chosen(snapshots, where.circuits, service, circuit)
         if not names:
-            raise FailureError(f"there is no circuit in {_title(where, fleet)}", USAGE)
+            raise FailureError(f"there is no circuit in {_title(where, fleet)} to reset", USAGE)
         who = actor_or_default(actor)
         steps = fleet.reset(_policies(names, where), actor=who, reason=reason)
         return _step_in("reset", steps, who, reason, as_json)
@@ -661,7 +670,7 @@ def _step_in(action: str, steps: Iterator[Done], actor: str, reason: str, as_jso
         })  # fmt: skip
     if failed:
         names = ", ".join(one.circuit for one in failed[:SHOWN_NAMES])
-        typer.echo(f"{len(failed)} of {len(done)} failed: {names}.", err=True)
+        complain(f"{len(failed)} of {len(done)} failed: {names}.")
     return UNHEALTHY if failed else HEALTHY
 
 
@@ -738,7 +747,7 @@ def config_validate(
             problems = [one._asdict() for one in error.problems]
             show_json({"valid": False, "files": [], "problems": problems})
         else:
-            typer.echo(str(error), err=True)
+            complain(str(error))
         return UNHEALTHY
     read = [str(one) for one in loaded.files]
     if as_json:
@@ -828,25 +837,30 @@ def examine(
     live = not as_json
     if live:
         _tell(findings[0])
-    with where.fleet() as fleet:
-        with busy(f"Asking {fleet.place}"):
-            snapshots = _snapshots_if_allowed(fleet)
-        for finding in doctor.examine(fleet, snapshots, where.circuits):
-            findings.append(finding)
-            if live:
-                _tell(finding)
-    verdicts = {finding.verdict for finding in findings}
     code = HEALTHY
-    if doctor.Verdict.WARNING in verdicts:
+    with where.fleet() as fleet:
+        try:
+            with busy(f"Asking {fleet.place}"):
+                snapshots = _snapshots_if_allowed(fleet)
+            for finding in doctor.examine(fleet, snapshots, where.circuits):
+                findings.append(finding)
+                if live:
+                    _tell(finding)
+        except StoreUnavailable as error:
+            findings.append(doctor.unreachable(str(error)))
+            complain(f"{error}: {findings[-1].advice}.")
+            code = CANNOT_TELL
+    verdicts = {finding.verdict for finding in findings}
+    if code != CANNOT_TELL and doctor.Verdict.WARNING in verdicts:
         code = DEGRADED
-    if doctor.Verdict.PROBLEM in verdicts:
+    if code != CANNOT_TELL and doctor.Verdict.PROBLEM in verdicts:
         code = UNHEALTHY
     if as_json:
         show_json({
             "timestamp": report.iso(time.time()),
             "store": fleet.place,
             "namespace": where.namespace,
-            "verdict": {HEALTHY: "ok", DEGRADED: "warning", UNHEALTHY: "problem"}[code],
+            "verdict": ["ok", "problem", "warning", "unreachable"][code],
             "findings": [finding._asdict() for finding in findings],
         })  # fmt: skip
     return code
@@ -860,13 +874,13 @@ def _tell(finding: doctor.Finding) -> None:
         typer.echo(line)
 
 
-def _snapshots_if_allowed(fleet: Fleet) -> dict[str, Snapshot]:
-    """Nothing where the user lacks a right, which is one of the findings."""
+def _snapshots_if_allowed(fleet: Fleet) -> dict[str, Snapshot] | None:
+    """None where the user lacks a right, which is one of the findings."""
     try:
         return fleet.snapshot()
     except StoreUnavailable as error:
         if "NOPERM" in str(error):
-            return {}
+            return None
         raise
 
 

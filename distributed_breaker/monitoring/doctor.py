@@ -68,13 +68,13 @@ class Finding(NamedTuple):
 
 
 def examine(
-    fleet: Fleet, snapshots: Mapping[str, Snapshot], configured: Mapping[str, Configured]
+    fleet: Fleet, snapshots: Mapping[str, Snapshot] | None, configured: Mapping[str, Configured]
 ) -> Iterator[Finding]:
     """All findings, one after the other as they are made.
 
     Args:
         fleet: the store.
-        snapshots: what it holds.
+        snapshots: what it holds; None when the user may not see it.
         configured: what the configuration says; empty when there is none.
 
     Raises:
@@ -84,9 +84,27 @@ def examine(
     yield _latency(fleet)
     yield _clock(fleet)
     yield _script(fleet)
-    yield from _rights(fleet, snapshots)
-    yield from _policies(snapshots, configured)
+    yield from _rights(fleet, snapshots or {})
+    if snapshots is None:
+        yield Finding("policies", Verdict.UNKNOWN, LOOKS, "see the rights")
+    else:
+        yield from _policies(snapshots, configured)
     yield from _server(fleet)
+
+
+def unreachable(problem: str) -> Finding:
+    """The one finding where the store cannot be asked."""
+    for sign, advice in (
+        ("WRONGPASS", "check user and password in the URL"),
+        ("NOAUTH", "the server wants a password: put it into the URL"),
+        ("NOPERM", "give the user the rights in lua/README.md, section 14"),
+        ("CBANSWER", "something else than Redis answers there: check host and port"),
+        ("does not answer", "see whether the server hangs, or a firewall drops packets"),
+        ("", "see whether the server runs, and whether host and port are right"),
+    ):
+        if sign in problem:
+            return Finding("server", Verdict.PROBLEM, problem, advice)
+    raise AssertionError("unreachable")
 
 
 # ---------------------------------------------------------------------------- the server
@@ -259,7 +277,7 @@ def _rights(fleet: Fleet, snapshots: Mapping[str, Snapshot]) -> Iterator[Finding
         if right in answers:
             yield _right(right, loss, answers[right])
         else:
-            found = "not tried, since the store holds no circuit yet"
+            found = "not tried, since no circuit of the store is known"
             yield Finding(f"right {right}", Verdict.UNKNOWN, found)
 
 
@@ -291,17 +309,23 @@ def _policies(
     if not configured:
         yield Finding("policies", Verdict.UNKNOWN, "there is no configuration to compare with")
         return
-    different = 0
+    compared = different = 0
     for name, wanted in configured.items():
         held = snapshots[name].policy if name in snapshots else None
         if held is None or not wanted.enabled:
             continue
+        compared += 1
         differences = compare(held, wanted.policy)
         if differences:
             different += 1
             yield _mismatch(name, differences, held.version, wanted.policy.version)
-    if not different:
-        yield Finding("policies", Verdict.OK, "the fleet's policies are the configuration's")
+    if not compared:
+        yield Finding(
+            "policies", Verdict.UNKNOWN, "the store holds no circuit of the configuration"
+        )
+    elif not different:
+        found = f"the policies of {compared} circuits are the configuration's"
+        yield Finding("policies", Verdict.OK, found)
 
 
 def _mismatch(name: str, differences: dict[str, tuple[Any, Any]], held: int, file: int) -> Finding:

@@ -80,7 +80,8 @@ def circuit_lines(report: Report) -> Iterator[str]:
 def metric_lines(report: Report) -> Iterator[str]:
     """One line for each circuit: ``<time> <circuit> <name>=<value>…``"""
     for name, circuit in report["circuit_breakers"].items():
-        words = [f"{key}={_quoted(value)}" for key, value in _flat(circuit).items()]
+        known = {key: value for key, value in _flat(circuit).items() if value is not None}
+        words = [f"{key}={_quoted(value)}" for key, value in known.items()]
         yield " ".join([report["timestamp"], name, *words])
 
 
@@ -114,7 +115,7 @@ def _facts(circuit: Report, lost: bool) -> dict[str, Any]:
 
 
 def _quoted(value: Any) -> str:
-    text = clean(value)
+    text = clean(value) if isinstance(value, str) else json.dumps(value)
     return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text else text
 
 
@@ -305,13 +306,12 @@ def history_lines(history: Sequence[Report]) -> Iterator[str]:
 
 
 def seen_by(circuit: Report) -> list[str]:
-    """Who saw the failures: those that have shares now, else who made the transition."""
+    """Who saw the failures: those that have shares now, else the one whose outcome tripped it."""
     bad = [str(reporter["id"]) for reporter in circuit["reporters"] if reporter["bad"]]
     if not bad and circuit["state"] != "closed":
         last = (circuit["last_trip"] or {}).get("detail") or circuit["detail"]
-        who = last.get("reporter") or last.get("actor")
-        where = last.get("host", "")
-        bad = [f"{who}@{where}" if where and "@" not in str(who) else str(who)] if who else []
+        if last.get("reporter"):
+            bad = [f"{last['reporter']}@{last.get('host', '')}"]
     return bad
 
 
