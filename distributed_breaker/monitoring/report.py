@@ -69,21 +69,20 @@ class Setting(NamedTuple):
 
 def health(
     snapshots: Mapping[str, Snapshot],
+    configured: Mapping[str, Configured],
     at: float,
-    configured: Mapping[str, Configured] | None = None,
     lost: str = "",
 ) -> dict[str, Any]:
     """How well each circuit is, and all together.
 
     Args:
         snapshots: by circuit.
-        at: seconds since the epoch, for ``timestamp``.
         configured: circuits that the configuration names; those without a snapshot are listed as
             closed and never called.
+        at: seconds since the epoch, for ``timestamp``.
         lost: why the store cannot be asked; empty while it can be.  Nothing is better than
             degraded then, since each process decides alone.
     """
-    configured = configured or {}
     circuits = {
         name: _health_of(name, snapshots.get(name), configured.get(name), at, bool(lost))
         for name in sorted({*snapshots, *configured})
@@ -102,12 +101,11 @@ def health(
 
 def metrics(
     snapshots: Mapping[str, Snapshot],
+    configured: Mapping[str, Configured],
     at: float,
-    configured: Mapping[str, Configured] | None = None,
     setting: Setting | None = None,
 ) -> dict[str, Any]:
     """Counts, rates and response times of each circuit since the store holds it."""
-    configured = configured or {}
     setting = setting or Setting()
     circuits = {
         name: _metrics_of(name, snapshots.get(name), configured.get(name), at)

@@ -289,6 +289,12 @@ def _outlook(circuit: Report, now: float) -> str:
     )
 
 
+def reporter_lines(circuit: Report) -> Iterator[str]:
+    """One line for each process that has a share."""
+    for r in circuit["reporters"]:
+        yield clean(f"{r['id']}  bad={r['bad']} run={r['run']} last={r['last']}")
+
+
 def history_lines(history: Sequence[Report]) -> Iterator[str]:
     """One line for each transition."""
     for entry in history:

@@ -1,0 +1,5 @@
+"""``python -m distributed_breaker.cli``."""
+
+from . import main
+
+main()
