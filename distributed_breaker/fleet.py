@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from .address import redacted
-from .breaker import bounded_json, host_name, stored_circuit
+from .breaker import bounded_json, host_name
 from .errors import StoreDown, StoreError, StoreUnavailable
-from .model import Step
+from .model import Step, load
 from .nodes import Command
-from .policy import Policy, check_circuit, check_namespace, check_number
+from .policy import Policy, State, check_circuit, check_namespace, check_number
 from .snapshot import Change, Snapshot, change_of, snapshot_of
-from .store import RedisStore
+from .store import OF_ONE_KEY, RedisStore
 
 T = TypeVar("T")
 
@@ -67,13 +67,17 @@ class Fleet:
         self._random = random.SystemRandom()
 
     def snapshot(self) -> dict[str, Snapshot]:
-        """Every circuit that the store holds, by name."""
+        """Every circuit that the store holds, by name.
+
+        One that cannot be read (a key of another type, a newer schema) has no shared state and the
+        source ``shadow``: for such a circuit every process decides alone.
+        """
 
         def read() -> dict[str, Snapshot]:
             names = self._store.names()
             now, all_fields = self._store.read(names)
-            circuits = zip(names, map(stored_circuit, all_fields), strict=True)
-            return {name: snapshot_of(name, c, now) for name, c in circuits if c is not None}
+            fields_of = dict(zip(names, all_fields, strict=True))
+            return {name: _seen(name, fields, now) for name, fields in fields_of.items() if fields}
 
         return self._read(read)
 
@@ -245,3 +249,20 @@ class Fleet:
 
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(32):08x}"
+
+
+def _seen(name: str, fields: dict[str, str] | StoreError, now: int) -> Snapshot:
+    try:
+        if isinstance(fields, StoreError):
+            raise fields
+        return snapshot_of(name, load(fields), now)
+    except StoreError as error:
+        if error.code not in OF_ONE_KEY:
+            # A right is missing, or the like: then nothing is known of any circuit.
+            raise StoreDown(error.code, str(error)) from error
+        problem = str(error)
+    except (ValueError, LookupError):
+        problem = "CBCORRUPT a field cannot be read"
+    code, _, message = problem.partition(" ")
+    detail = {"error": code, "message": message}
+    return Snapshot(name, State.CLOSED, None, "shadow", cause="unreadable", detail=detail)

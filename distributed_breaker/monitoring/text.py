@@ -40,6 +40,7 @@ VERDICT_STYLES = {
 }
 CAUSES = {
     "created": "it was made",
+    "unreadable": "the store's key cannot be read",
     "restored": "the store had lost it, and processes put it back",
     "run": "bad outcomes in a row",
     "rate": "the share of failures in the window",
@@ -97,7 +98,7 @@ def _flat(values: Report) -> dict[str, Any]:
 
 def _facts(circuit: Report, lost: bool) -> dict[str, Any]:
     """What is worth saying of a circuit; what is empty is left out."""
-    shadow = "deciding" if lost else "following"
+    shadow = "deciding" if lost or circuit["source"] == "shadow" else "following"
     facts = {
         "fleet": circuit["shared_state"] or "unknown",
         "shadow": f"quarantine:{','.join(circuit['suspects'])}" if circuit["suspects"] else shadow,
@@ -229,6 +230,9 @@ def explanation(name: str, circuit: Report, now: float) -> list[str]:
     state = circuit["state"]
     if not circuit["enabled"]:
         return [f"{name} is switched off by the configuration: all calls pass, none is counted."]
+    if circuit["cause"] == "unreadable":
+        problem = f"The store's key of {name} cannot be read ({said(circuit['detail'])})"
+        return [clean(f"{problem}: every process decides alone. Delete or mend it.")]
     if circuit["shared_state"] is None:
         return [f"{name} is closed: nobody has called it yet."]
     shown = circuit["state"].replace("_", " ")
@@ -258,7 +262,7 @@ def _evidence(trip: Report | None) -> list[str]:
         w = trip["window"]
         line += (
             f"; then {w['calls']} calls in the window, {w['failures']} failed, {w['slow']} slow, "
-            f"{trip['run']} bad in a row, {trip['reporters']} active processes"
+            f"{trip['run']} bad in a row, active processes: {trip['reporters']}"
         )
     detail = said(trip["detail"])
     return [f"{line}{f'; {detail}' if detail else ''}."]
