@@ -124,7 +124,7 @@ def _version(fleet: Fleet) -> Finding:
     kind = f"{hello.get('server', 'server')} {hello.get('version', '?')}"
     mode, role = hello.get("mode", "?"), hello.get("role", "?")
     found = f"{kind} at {fleet.place} ({mode}, {role})"
-    if role in ("replica", "slave"):
+    if role in ("replica", "slave") and mode != "cluster":
         advice = "this is a replica, which takes no step: give the address of its primary"
         return Finding("server", Verdict.PROBLEM, found, advice)
     return Finding("server", Verdict.OK, found)
@@ -232,9 +232,10 @@ def _persistence(info: dict[str, str]) -> Finding:
 def _replication(info: dict[str, str]) -> Finding:
     role, replicas = info.get("role", "?"), info.get("connected_slaves", "0")
     found = f"{'primary' if role == 'master' else 'replica'}, {replicas} replicas connected"
-    if role == "master":
-        return Finding("replication", Verdict.OK, found)
     link = info.get("master_link_status", "?")
+    # In a cluster any node may have been asked, and steps go to the right one by themselves.
+    if role == "master" or (info.get("cluster_enabled") == "1" and link == "up"):
+        return Finding("replication", Verdict.OK, found)
     advice = "circuits are only changed on the primary: give its address, or the Sentinels'"
     return Finding("replication", Verdict.PROBLEM, f"{found}, link {link}", advice)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distributed_breaker.cli import app
+from scripts.servers import Server
 from tests.cli.conftest import ROOT, Breakers
+from tests.fleet.harness import Fleet
 
 PAGE = ROOT / "docs" / "command.md"
 COMMANDS = (
@@ -63,12 +67,11 @@ def test_the_installed_command_is_this_one() -> None:
     assert project["scripts"] == {"breakers": "distributed_breaker.cli:main"}
 
 
-def test_completion(breakers: Breakers) -> None:
-    said = breakers("--show-completion", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
-    assert said.code in (0, 1, 64)  # Which shell it is can't be told here.
+def test_completion() -> None:
+    code = "from distributed_breaker.cli import app; app(prog_name='breakers')"
     words = {"_BREAKERS_COMPLETE": "complete_bash", "COMP_CWORD": "1", "COMP_WORDS": "breakers sta"}
     done = subprocess.run(
-        [sys.executable, "-c", "from distributed_breaker.cli import app; app(prog_name='breakers')"],
+        [sys.executable, "-c", code],
         env={**os.environ, **words, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
@@ -91,14 +94,78 @@ def test_the_page_shows_every_command_and_option(breakers: Breakers) -> None:
 
 
 def shown_commands() -> list[list[str]]:
-    """Every command that the page shows, without ``$``."""
-    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    """Every command that the page shows."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    lines = [line.removeprefix("$ ") for line in lines]
     starts = ("breakers ", "python scripts/manage_circuit_breakers.py ")
-    found = []
-    for line in lines:
-        for begin in starts:
-            if line.startswith(begin):
-                found.append(shlex.split(line.removeprefix(begin).split(" | ")[0]))
-    return found
+    return [
+        shlex.split(line.removeprefix(start).split(" | ")[0])
+        for line in lines
+        for start in starts
+        if line.startswith(start) and "--install-completion" not in line
+    ]
+
+
+@pytest.fixture
+def shop(server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has the shipped configuration, with the test's namespace and server."""
+    folder = Path("config")
+    folder.mkdir()
+    for source in (ROOT / "config").glob("circuit_breakers*.json"):
+        values = json.loads(source.read_text("utf-8"))
+        if "settings" in values:
+            values["settings"]["namespace"] = namespace
+        (folder / source.name).write_text(json.dumps(values))
+    monkeypatch.setenv("CIRCUIT_BREAKER_REDIS_URL", server.url)
+    monkeypatch.setenv("ENVIRONMENT", "production")
+
+
+@pytest.mark.servers("valkey")
+@pytest.mark.usefixtures("shop")
+@pytest.mark.timeout(300)
+def test_every_command_that_the_page_shows(breakers: Breakers) -> None:
+    commands = shown_commands()
+    assert len(commands) > 20
+    for words in commands:
+        endless = words[0] == "monitor" and "--count" not in words
+        said = breakers(*words, *(["--count", "1"] if endless else []))
+        assert said.code in (0, 1, 2), (words, said)
+        assert said.out, words
+
+
+@pytest.mark.servers("valkey")
+@pytest.mark.usefixtures("shop")
+def test_json_has_the_keys_that_the_page_shows(fleet: Fleet, breakers: Breakers) -> None:
+    fleet.start(1, {}, circuit="web_app.cache")
+    fleet[0].fail_until_refused()
+    fleet.do("flush")
+    sections = re.split(r"\n## ", PAGE.read_text("utf-8"))
+    compared = 0
+    for section in sections:
+        name = section.split("\n")[0]
+        blocks = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+        for block in blocks:
+            words = [name, "web_app.cache"] if name == "explain" else [name]
+            found, shown = breakers(*words, "--json").json, json.loads(block)
+            if name == "explain":
+                assert set(shown) <= set(found)
+                shown, found = shown["history"][0], found["history"][0]
+            assert set(shown) == set(found), name
+            for key, value in shown.items():
+                if isinstance(value, dict) and key != "detail":
+                    for inner in set(value) & set(found[key]):
+                        a, b = value[inner], found[key][inner]
+                        if isinstance(a, dict) and isinstance(b, dict):
+                            assert set(a) == set(b), (name, inner)
+            compared += 1
+    assert compared == 5
+
+
+def test_the_guides_commands_are_shown() -> None:
+    """They run in test_every_command_that_the_page_shows."""
+    shown = shown_commands()
+    for words in (
+        ["status"], ["metrics"], ["reset"], ["reset", "--service", "web_app"],
+        ["monitor", "--interval", "30"],
+    ):  # fmt: skip
+        assert words in shown
