@@ -247,8 +247,8 @@ def _rights(fleet: Fleet, snapshots: Mapping[str, Snapshot]) -> Iterator[Finding
     """Try each right of lua/README.md, section 14, in a way that changes nothing.
 
     Servers look at rights first, so a command that then fails of something else was permitted: an
-    impossible number of keys, a missing value, a key that is not there.  (ACL DRYRUN would need a right of
-    its own, which such a user does not have.)
+    impossible number of keys, a missing value, a key that is not there.  (ACL DRYRUN would need a
+    right of its own, which such a user does not have.)
     """
     key = key_of(fleet.namespace, "doctor.nothing")  # No circuit of this name is ever made.
     names = f"cb:{fleet.namespace}:circuits"
