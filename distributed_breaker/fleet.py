@@ -225,10 +225,10 @@ class Fleet:
                 replies = self._store.run(part)
             except StoreDown as error:
                 problem = self._problem(error)
-                unknown = "; whether it was carried out is unknown" if error.timeout else ""
+                said = problem + _unless_unsent(error)
                 if not start:
-                    raise StoreUnavailable(problem + unknown) from error
-                yield from (Done(name, error=problem + unknown) for name, _ in part)
+                    raise StoreUnavailable(said) from error
+                yield from (Done(name, error=said) for name, _ in part)
                 continue
             made = []
             for (name, _), reply in zip(part, replies, strict=True):
@@ -249,6 +249,12 @@ class Fleet:
 
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(32):08x}"
+
+
+def _unless_unsent(error: StoreDown) -> str:
+    """A step whose answer is lost may have been carried out, unless no connection came about."""
+    lost = error.code in ("TIMEOUT", "CONNECTION") and "connecting to" not in str(error)
+    return "; whether it was carried out is unknown" if lost else ""
 
 
 def _seen(name: str, fields: dict[str, str] | StoreError, now: int) -> Snapshot:

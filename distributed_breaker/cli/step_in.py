@@ -38,7 +38,10 @@ def reset(
 ) -> int:
     """Close circuits in the whole fleet at once: all, a service's, or one."""
     with where.fleet() as fleet:
-        names = where.chosen(fleet.snapshot(), service, circuit)
+        held = fleet.snapshot()
+        names = where.chosen(held, service, circuit)
+        # What the store has lost is made closed, but for what no process uses.
+        names = [n for n in names if n in held or where.circuits[n].enabled]
         if not names:
             raise FailureError(f"there is no circuit in {where.title} to reset", USAGE)
         who = actor_or_default(actor)
@@ -118,12 +121,12 @@ def _policies(names: Iterable[str], where: Place) -> dict[str, Policy | None]:
 
 
 def _carry_out(action: str, steps: Iterator[Done], actor: str, reason: str, as_json: bool) -> int:
-    done: list[Done] = []
     with busy(action):
-        for one in steps:
-            done.append(one)
-            if not as_json:
-                typer.echo(text.clean(_line(one, action)))
+        # Nothing is printed meanwhile: on a terminal it would mix with the live line.
+        done = list(steps)
+    if not as_json:
+        for one in done:
+            typer.echo(text.clean(_line(one, action)))
     failed = [one for one in done if one.error]
     if as_json:
         counts = {"total": len(done), "done": len(done) - len(failed), "failed": len(failed)}

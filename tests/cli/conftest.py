@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +21,7 @@ from distributed_breaker.cli import app
 from scripts.servers import Server
 from tests.fleet.conftest import fleet_of  # noqa: F401 - a fixture
 from tests.fleet.harness import Fleet, client_of
+from tests.fleet.process import BOUND
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = (
@@ -77,6 +81,31 @@ def start(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.Po
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes)
+
+
+def on_terminal(*words: str, interrupt: str = "", **environment: str) -> tuple[int, str]:
+    """What the command prints on a terminal, and its exit code; Ctrl-C once ``interrupt`` shows."""
+    ours, its = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", **environment}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        process = start(*words, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    printed = ""
+    while select.select([ours], [], [], BOUND)[0]:
+        try:
+            part = os.read(ours, 65_536).decode(errors="replace")
+        except OSError:  # EIO: the other end is closed
+            break
+        if not part:
+            break
+        printed += part
+        if interrupt and interrupt in printed:
+            process.send_signal(signal.SIGINT)
+            interrupt = ""
+    os.close(ours)
+    return process.wait(BOUND), printed
 
 
 @pytest.fixture

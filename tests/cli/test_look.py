@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import select
 import signal
@@ -18,7 +17,7 @@ import pytest
 import redis
 
 from scripts.servers import Server
-from tests.cli.conftest import Breakers, start
+from tests.cli.conftest import Breakers, on_terminal, start
 from tests.fleet.harness import CIRCUIT, Fleet
 from tests.fleet.process import BOUND, until
 
@@ -310,31 +309,6 @@ def test_monitor_sees_changes_and_outages_until_ctrl_c(
 
 
 # ---------------------------------------------------------------------------- on a terminal
-
-
-def on_terminal(*words: str, interrupt: str = "", **environment: str) -> tuple[int, str]:
-    """What the command prints on a terminal, and its exit code; Ctrl-C once ``interrupt`` shows."""
-    ours, its = pty.openpty()
-    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", **environment}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environ.items():
-            patch.setenv(name, value)
-        process = start(*words, stdin=its, stdout=its, stderr=its, start_new_session=True)
-    os.close(its)
-    printed = ""
-    while select.select([ours], [], [], BOUND)[0]:
-        try:
-            part = os.read(ours, 65_536).decode(errors="replace")
-        except OSError:  # EIO: the other end is closed
-            break
-        if not part:
-            break
-        printed += part
-        if interrupt and interrupt in printed:
-            process.send_signal(signal.SIGINT)
-            interrupt = ""
-    os.close(ours)
-    return process.wait(BOUND), printed
 
 
 def test_status_on_a_terminal(open_fleet: Fleet, there: There) -> None:

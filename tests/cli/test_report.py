@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
 
-from distributed_breaker import Policy, State
+from distributed_breaker import CircuitBreakerRegistry, Policy, State, StoreUnavailable
 from distributed_breaker.monitoring import report
 from distributed_breaker.snapshot import ReporterShare, Snapshot, Window
+from scripts.servers import Server
+from tests.fleet.process import until
 
 AT = 1_764_000_000.0
 SHARED_STATES = {"closed": "healthy", "half_open": "degraded", "forced_closed": "degraded"}
@@ -202,3 +204,34 @@ def test_when_the_next_attempt_is() -> None:
 def test_the_window_has_a_rate_of_its_own() -> None:
     found = metrics(snapshot(window=Window(8, 2, 1)))
     assert found["window"] == {"calls": 8, "failures": 2, "slow": 1, "failure_rate": 0.25}
+
+
+# ---------------------------------------------------------------------------- a process's own view
+
+
+@pytest.mark.servers("valkey")
+def test_a_process_that_has_lost_its_store(
+    own_server: Callable[..., Server], namespace: str
+) -> None:
+    """What an endpoint does: the fleet's view while there is one, else its own."""
+    server = own_server()
+    with CircuitBreakerRegistry.from_url(server.url, namespace) as registry:
+        breaker = registry.breaker("web_app.cache", Policy(failure_threshold=3))
+        breaker.call(int)
+        registry.flush(10.0)
+        found = health(registry.snapshot(10.0)["web_app.cache"])
+        assert (found["overall_status"], one(found)["source"]) == ("healthy", "shared")
+        assert one(found)["mirror_age"] is not None
+        server.kill()
+        with pytest.raises(StoreUnavailable) as lost:
+            until(lambda: registry.snapshot(10.0) and None, "it is noticed")
+        until(lambda: breaker.snapshot().source == "shadow", "the shadow decides")
+        found = health(breaker.snapshot(), lost=str(lost.value))
+        assert (found["overall_status"], one(found)["source"]) == ("degraded", "shadow")
+        assert one(found)["shared_state"] == "closed"
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                breaker.call(lambda: 1 // 0)
+        found = health(breaker.snapshot(), lost=str(lost.value))
+        assert (found["overall_status"], one(found)["state"]) == ("unhealthy", "open")
+        assert one(found)["next_attempt_time"] is not None

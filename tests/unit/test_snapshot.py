@@ -31,6 +31,36 @@ from tests.unit.clock import (
 # ---------------------------------------------------------------------------- snapshot
 
 
+def test_since_when_and_why_a_state_holds(
+    registry: CircuitBreakerRegistry, clock: FakeClock
+) -> None:
+    breaker = registry.breaker("b", Policy(failure_threshold=3, open_interval=60.0, jitter=0.0))
+    new = breaker.snapshot()
+    assert (new.cause, new.ends_at, dict(new.detail), new.permits) == ("created", None, {}, 0)
+    clock.advance(5.0)
+    fail(breaker, 3)
+    tripped = breaker.snapshot()
+    assert tripped.since is not None
+    assert tripped.ends_at is not None
+    assert tripped.ends_at - tripped.since == pytest.approx(60.0)
+    assert (tripped.cause, tripped.detail["error"]) == ("run", "Boom")
+    clock.advance(61.0)
+    permits = [breaker.acquire(), breaker.acquire()]
+    permits[0].success()
+    probing = breaker.snapshot()
+    assert (probing.state, probing.successes, probing.permits) == ("half_open", 1, 1)
+    assert (probing.cause, probing.ends_at) == ("due", None)
+    clock.advance(31.0)
+    assert breaker.snapshot().permits == 0, "its lease is over"
+    breaker.force_closed(actor="ann", reason="drill", ttl=10.0)
+    forced = breaker.snapshot()
+    assert forced.since is not None
+    assert forced.ends_at == pytest.approx(forced.since + 10.0)
+    assert (forced.detail["actor"], forced.detail["reason"]) == ("ann", "drill")
+    breaker.force_open()
+    assert breaker.snapshot().ends_at is None
+
+
 def test_the_snapshot_of_a_new_circuit(registry: CircuitBreakerRegistry) -> None:
     policy = Policy(slow_call_duration=3.0, record=(Boom,))
     snapshot = registry.breaker("b", policy).snapshot()
