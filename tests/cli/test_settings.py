@@ -75,7 +75,7 @@ def test_diff_of_files_and_environments(configure: Callable[..., Path], breakers
     two = str(configure({"web_app": {"cache": {"timeout": 8}}}, "two.json"))
     said = breakers("config", "diff", two, "--config", one)
     assert said.code == 1
-    assert said.lines == ["services.web_app.cache.timeout: here 7, there 8"]
+    assert said.lines == ["services.web_app.cache.timeout: here 7.0, there 8.0"]
     said = breakers("config", "diff", one, "--config", one)
     assert (said.code, said.lines) == (0, ["No difference."])
     said = breakers("config", "diff", "--against", "staging", "--config", SHIPPED, "--json")
