@@ -5,6 +5,7 @@ the first of them is wanted, or by ``initialize_circuit_breakers``.
 """
 
 from distributed_breaker.errors import CircuitBreakerOpenException
+from distributed_breaker.monitoring.served import circuit_breaker_health, circuit_breaker_metrics
 from distributed_breaker.services import (
     UnknownService,
     get_cache_circuit_breaker,
@@ -17,6 +18,8 @@ from distributed_breaker.services import initialize as initialize_circuit_breake
 __all__ = [
     "CircuitBreakerOpenException",
     "UnknownService",
+    "circuit_breaker_health",
+    "circuit_breaker_metrics",
     "get_cache_circuit_breaker",
     "get_database_circuit_breaker",
     "get_http_circuit_breaker",

@@ -210,6 +210,11 @@ class CircuitBreakerRegistry:
             return {name: breaker.snapshot() for name, breaker in sorted(self._breakers.items())}
         return self._snapshots(result(self._reading(), timeout))
 
+    def snapshot_here(self) -> dict[str, Snapshot]:
+        """What this process knows of its own circuits by itself; the store is not asked."""
+        breakers = sorted(self._breakers.items())
+        return {name: snapshot_of(name, None, 0, breaker.own_view()) for name, breaker in breakers}
+
     async def snapshot_async(self, timeout: float = 1.0) -> dict[str, Snapshot]:
         """The same without blocking the event loop."""
         if self._link is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import circuit_breaker_config
 from circuit_breaker_config import (
     CircuitBreakerOpenException,
     UnknownService,
+    circuit_breaker_health,
+    circuit_breaker_metrics,
     get_cache_circuit_breaker,
     get_database_circuit_breaker,
     get_http_circuit_breaker,
@@ -18,8 +20,9 @@ from circuit_breaker_config import (
     initialize_circuit_breakers,
 )
 from distributed_breaker.services import shut_down
+from scripts.servers import Server
 from tests.config.test_load import SHIPPED
-from tests.unit.clock import Boom, boom
+from tests.unit.clock import Boom, boom, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,40 @@ def test_an_open_circuit_refuses_with_the_guides_exception() -> None:
 def test_an_unknown_service_is_an_error_that_lists_them() -> None:
     with pytest.raises(UnknownService, match="web_app, api_v1, celery_workers"):
         get_cache_circuit_breaker("problematic_service")
+
+
+def test_health_and_metrics_have_their_shapes() -> None:
+    for _ in range(2):
+        with pytest.raises(Boom):
+            get_ml_circuit_breaker("celery_workers").call(boom)
+    get_cache_circuit_breaker("api_v1").call(int)
+    health, metrics = circuit_breaker_health(), circuit_breaker_metrics()
+    assert health["overall_status"] == "unhealthy"
+    assert health["circuit_breakers"]["celery_workers.ml"]["status"] == "unhealthy"
+    assert health["circuit_breakers"]["api_v1.cache"]["status"] == "healthy"
+    assert health["circuit_breakers"]["web_app.http"]["called"] is False
+    assert health["summary"]["unhealthy"] == 1
+    assert health["configuration"]["version"] == 1
+    assert metrics["circuit_breakers"]["celery_workers.ml"]["failed_requests"] == 2
+    assert metrics["manager_info"]["services_configured"] == 5
+
+
+@pytest.mark.servers("valkey")
+def test_without_the_store_a_process_tells_what_it_knows(
+    own_server: Callable[..., Server],
+) -> None:
+    server = own_server()
+    overrides = {"settings": {"redis_url": server.url}}
+    services = initialize_circuit_breakers(SHIPPED, environ={}, overrides=overrides)
+    get_cache_circuit_breaker("api_v1").call(int)
+    services.registry.flush(5)
+    assert circuit_breaker_health()["overall_status"] == "healthy"
+    server.kill()
+    wait_until(lambda: services.registry._link.down)  # type: ignore[union-attr]
+    health, metrics = circuit_breaker_health(), circuit_breaker_metrics()
+    assert health["overall_status"] == "degraded"
+    assert health["store"]["reachable"] is metrics["store"]["reachable"] is False
+    assert health["circuit_breakers"]["api_v1.cache"]["source"] == "shadow"
 
 
 def test_the_module_defines_nothing() -> None:

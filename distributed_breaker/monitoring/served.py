@@ -1,0 +1,58 @@
+"""Health and metrics as a process serves them: the fleet's view, else its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import StoreUnavailable
+from ..services import Services, current
+from ..snapshot import Snapshot
+from .report import Setting, health, metrics
+
+
+def circuit_breaker_health(services: Services | None = None) -> dict[str, Any]:
+    """How well each circuit is, and all together; the same from every process of the fleet.
+
+    Args:
+        services: whose; None: those that the getters use.
+
+    While the store cannot be asked (which takes at most a second to find out), it is this
+    process's own view, and at best degraded; ``store.problem`` says why.
+    """
+    services = services or current()
+    snapshots, lost = _seen(services)
+    found = health(snapshots, services.configuration.circuits(), time.time(), lost)
+    return {**found, "configuration": _configuration(services)}
+
+
+def circuit_breaker_metrics(services: Services | None = None) -> dict[str, Any]:
+    """Counts, rates and response times of each circuit; for arguments see
+    ``circuit_breaker_health``."""
+    services = services or current()
+    snapshots, lost = _seen(services)
+    values = services.configuration
+    settings = values.settings
+    setting = Setting(settings.environment, settings.monitoring_enabled, len(values.services))
+    found = metrics(snapshots, values.circuits(), time.time(), setting)
+    store = {"reachable": not lost, "problem": lost or None}
+    return {**found, "store": store, "configuration": _configuration(services)}
+
+
+def _seen(services: Services) -> tuple[Mapping[str, Snapshot], str]:
+    """The fleet's view, or this process's own and why it is only that."""
+    try:
+        return services.registry.snapshot(), ""
+    except StoreUnavailable as error:
+        return services.registry.snapshot_here(), str(error)
+
+
+def _configuration(services: Services) -> dict[str, Any]:
+    status = services.status
+    return {
+        "files": list(status.files),
+        "environment": status.environment,
+        "version": status.version,
+        "problem": status.problem or None,
+    }
