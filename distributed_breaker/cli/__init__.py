@@ -7,37 +7,19 @@ in ``docs/command.md``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
-import typer
-
-from . import examine, look, settings, step_in
-from .options import Commands, command
-
-app = typer.Typer(
-    cls=Commands,
-    help="Look at the circuit breakers of a running fleet, and step in.",
-    epilog="Exit codes: 0 healthy or done, 1 unhealthy or failed, 2 degraded, "
-    "3 Redis cannot be reached, 64 wrong usage.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-_of_settings = typer.Typer(help="Look at the configuration file.", no_args_is_help=True)
-
-_function: Callable[..., int]
-for _function in (
-    *(look.status, look.metrics, look.monitor, look.explain),
-    *(step_in.reset, step_in.force_open, step_in.force_closed, step_in.release),
-    examine.doctor,
-):
-    app.command(_function.__name__.replace("_", "-"))(command(_function))
-app.add_typer(_of_settings, name="config")
-for _function in (settings.show, settings.validate, settings.schema, settings.diff):
-    _of_settings.command(_function.__name__)(command(_function))
+LIBRARIES = ("typer", "rich", "pydantic")
 
 
 def main() -> None:
-    """The entry point."""
+    """The entry point, which an installation without the extra has, too."""
+    try:
+        from .app import app
+    except ModuleNotFoundError as missing:
+        if missing.name not in LIBRARIES:
+            raise
+        sys.stderr.write(f"{missing}: pip install 'distributed-breaker[cli]'\n")
+        sys.exit(64)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # An old locale must not end the command.

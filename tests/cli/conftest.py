@@ -17,7 +17,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from distributed_breaker.cli import app
+from distributed_breaker.cli.app import app
 from scripts.servers import Server
 from tests.fleet.conftest import fleet_of  # noqa: F401 - a fixture
 from tests.fleet.harness import Fleet, client_of

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from distributed_breaker.cli import app
+from distributed_breaker.cli.app import app
 from scripts.servers import Server
 from tests.cli.conftest import ROOT, Breakers
 from tests.fleet.harness import Fleet
@@ -68,7 +68,7 @@ def test_the_installed_command_is_this_one() -> None:
 
 
 def test_completion() -> None:
-    code = "from distributed_breaker.cli import app; app(prog_name='breakers')"
+    code = "from distributed_breaker.cli.app import app; app(prog_name='breakers')"
     words = {"_BREAKERS_COMPLETE": "complete_bash", "COMP_CWORD": "1", "COMP_WORDS": "breakers sta"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -169,3 +169,20 @@ def test_the_guides_commands_are_shown() -> None:
         ["monitor", "--interval", "30"],
     ):  # fmt: skip
         assert words in shown
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None; from distributed_breaker.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 64
+    assert "pip install 'distributed-breaker[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
