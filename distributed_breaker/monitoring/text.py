@@ -38,6 +38,7 @@ VERDICT_STYLES = {
     Verdict.WARNING: ("!", "yellow"),
     Verdict.PROBLEM: ("✗", "bold red"),
 }
+FOLLOWING = "following"
 CAUSES = {
     "created": "it was made",
     "unreadable": "the store's key cannot be read",
@@ -98,10 +99,9 @@ def _flat(values: Report) -> dict[str, Any]:
 
 def _facts(circuit: Report, lost: bool) -> dict[str, Any]:
     """What is worth saying of a circuit; what is empty is left out."""
-    shadow = "deciding" if lost or circuit["source"] == "shadow" else "following"
     facts = {
         "fleet": circuit["shared_state"] or "unknown",
-        "shadow": f"quarantine:{','.join(circuit['suspects'])}" if circuit["suspects"] else shadow,
+        "shadow": _shadow(circuit, lost),
         "since": circuit["since"],
         "next": circuit["next_attempt_time"],
         "cause": circuit["cause"],
@@ -113,6 +113,13 @@ def _facts(circuit: Report, lost: bool) -> dict[str, Any]:
     if not circuit["called"]:
         facts["called"] = "never"
     return {key: value for key, value in facts.items() if value not in (None, "")}
+
+
+def _shadow(circuit: Report, lost: bool) -> str:
+    """What is known of the processes' own machines: a shadow decides where the store cannot."""
+    if circuit["suspects"]:
+        return f"quarantine:{','.join(circuit['suspects'])}"
+    return "deciding" if lost or circuit["source"] == "shadow" else FOLLOWING
 
 
 def _quoted(value: Any) -> str:
@@ -129,41 +136,47 @@ def clean(text: object) -> str:
 
 
 def health_table(report: Report, title: str, now: float) -> RenderableType:
-    """The state of every circuit, those that need attention first."""
+    """The state of every circuit, those that need attention first, and above them why they do."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "circuit", "fleet", "shadow", "since", "next probe", "seen by", "window"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("fleet", "since"))
-    table.add_column("why", ratio=1, overflow="fold")
+    for heading in ("", "circuit", "fleet", "shadow", "since", "next probe", "window"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "circuit")
     lost = bool(report["store"]["problem"])
     order = {"unhealthy": 0, "degraded": 1}
-    circuits = report["circuit_breakers"].items()
-    for name, circuit in sorted(circuits, key=lambda c: (order.get(c[1]["status"], 2), c[0])):
+    circuits = sorted(
+        report["circuit_breakers"].items(), key=lambda c: (order.get(c[1]["status"], 2), c[0])
+    )
+    for name, circuit in circuits:
         table.add_row(*_row(name, circuit, lost, now))
-    return Group(_headline(report, title), table)
+    reasons = [_reason(name, circuit) for name, circuit in circuits if circuit["status"] in order]
+    return Group(_headline(report, title), *reasons, table)
 
 
 def _row(name: str, circuit: Report, lost: bool, now: float) -> list[Text]:
     state = _shown_state(circuit)
     symbol, style = STYLES[state]
-    facts = _facts(circuit, lost)
+    shadow = _shadow(circuit, lost)
     window = circuit["window"]
-    calls = f"{window['failures']}/{window['calls']}" if window["calls"] else ""
+    calls = f"{window['failures']}/{window['calls']} failed" if window["calls"] else ""
     if circuit["state"] == "half_open":
         probes = circuit["probes"]
         calls = f"{probes['successes']}/{probes['needed']} probes, {probes['out']} out"
-    since = "never called" if not circuit["called"] and state == "closed" else ""
-    why = facts.get("why") or (CAUSES.get(circuit["cause"] or "", "") if state != "closed" else "")
+    never = not circuit["called"] and state in ("closed", "disabled")
     return [
         Text(symbol),
         Text(clean(name)),
         Text(state, style),
-        Text(facts["shadow"], "yellow" if lost or circuit["suspects"] else "dim"),
-        Text(since or ago(circuit["since"], now), "dim" if since else ""),
+        Text(clean(shadow), "dim" if shadow == FOLLOWING else "yellow"),
+        Text("never called" if never else ago(circuit["since"], now), "dim" if never else ""),
         Text(_next(circuit, now)),
-        Text(clean(", ".join(seen_by(circuit)))),
         Text(calls),
-        Text(clean(why)),
     ]
+
+
+def _reason(name: str, circuit: Report) -> Text:
+    cause = circuit["cause"] or ""
+    seen = ", ".join(seen_by(circuit))
+    parts = [CAUSES.get(cause, cause), said(circuit["detail"]), f"seen by {seen}" if seen else ""]
+    return Text(clean(f"   {name}: {'; '.join(filter(None, parts))}"))
 
 
 def _headline(report: Report, title: str) -> Text:
@@ -182,28 +195,20 @@ def metrics_table(report: Report) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("circuit", overflow="fold")
     table.add_column("state")
-    columns = {
-        "requests": "total_requests", "ok": "successful_requests", "failed": "failed_requests",
-        "rejected": "rejected_requests", "slow": "slow_requests", "fallbacks": "fallback_requests",
-    }  # fmt: skip
-    times = {"average": "average", "p50": "p50", "p95": "p95", "p99": "p99"}
+    columns = ("total", "failed", "rejected", "slow")
+    times = ("p50", "p95", "p99")
     for heading in [*columns, "failing", *times]:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, circuit in report["circuit_breakers"].items():
         state = circuit["state"] if circuit["enabled"] else "disabled"
         table.add_row(
             Text(clean(name)),
             Text(state, STYLES[state][1]),
-            *(f"{circuit[key]:,}" for key in columns.values()),
+            *(f"{circuit[f'{key}_requests']:,}" for key in columns),
             f"{circuit['failure_rate']:.1%}",
-            *(duration(circuit[f"{key}_response_time"]) for key in times.values()),
+            *(duration(circuit[f"{key}_response_time"]) for key in times),
         )
     return table
-
-
-def findings_table(findings: Sequence[Finding]) -> RenderableType:
-    """What the doctor has found, with what to do below each."""
-    return Group(*map(finding_text, findings))
 
 
 def finding_text(finding: Finding) -> Text:
