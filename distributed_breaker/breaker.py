@@ -441,7 +441,9 @@ class CircuitBreaker(LinkedCircuit):
     @property
     def dispensable(self) -> bool:
         """Whether nothing is lost when this object goes and is made again later."""
-        return not (self._listeners or self.check or self.has_output)
+        decision = self._decision
+        usual = decision.action == "admit" and decision.source == "shared"
+        return usual and not (self._listeners or self.check or self.has_output)
 
     def _changed(self, change: Transition) -> None:
         for listener in self._listeners:

@@ -205,7 +205,7 @@ class LinkedCircuit:
 
     def _retire(self) -> None:
         if self._era is not None:
-            self._retired.append(self._era)
+            self._retired = [*_in_use(self._retired), self._era]
             self._era = None
 
     def decide(self, *, by_check: bool = False) -> Decision:
@@ -514,7 +514,7 @@ class LinkedCircuit:
             shadow.pending
             or shadow.stale
             or shadow.deltas
-            or self._retired
+            or any(era.tally for era in self._retired)
             or self._rejections
             or (era is not None and era.tally)
         )
