@@ -21,7 +21,16 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from .address import redacted
-from .sections import KINDS, CircuitSpec, Configuration, HttpType, Service, schema
+from .sections import (
+    KINDS,
+    SECTIONS,
+    Alerts,
+    CircuitSpec,
+    Configuration,
+    Service,
+    Settings,
+    schema,
+)
 
 __all__ = [
     "CircuitSpec",
@@ -32,6 +41,7 @@ __all__ = [
     "load",
     "schema",
     "shown",
+    "without_file",
 ]
 
 DEFAULT_FILE = "config/circuit_breakers.json"
@@ -90,6 +100,11 @@ class Loaded:
     files: list[Path]
     watched: list[Path]
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Each value by its dotted key, secrets included; see ``shown``."""
+        return dict(_leaves(self.configuration))
+
 
 def load(
     path: str | os.PathLike[str] | None = None,
@@ -130,6 +145,18 @@ def load(
     merging.fill_defaults()
     configuration = merging.validated(str(file))
     return Loaded(configuration, merging.all_sources(configuration), files, [file, overlay])
+
+
+def without_file(environ: Mapping[str, str] | None = None) -> Configuration:
+    """What the environment's variables say by themselves, for whoever has no file.
+
+    Raises:
+        ConfigurationError: with everything that is wrong.
+    """
+    merging = _Merging()
+    for keys, value, name in _from_environment(os.environ if environ is None else environ, {}):
+        merging.put(keys, value, name)
+    return merging.validated("the environment")
 
 
 def shown(path: str, value: object) -> object:
@@ -340,21 +367,26 @@ class _Merging:
 
     def all_sources(self, configuration: Configuration) -> dict[str, str]:
         """Where each value came from, the defaults included."""
-        leaves = _leaves(configuration.model_dump(mode="json", by_alias=True))
-        return {".".join(keys): self._sources.get(keys, "default") for keys in leaves}
+        known = {".".join(keys): source for keys, source in self._sources.items()}
+        return {path: known.get(path, "default") for path, _ in _leaves(configuration)}
 
 
 def _is_one_value(keys: Keys) -> bool:
     return keys[-1] == "default_response"
 
 
-def _leaves(values: dict[str, Any], under: Keys = ()) -> Iterator[Keys]:
-    for key, value in values.items():
-        keys = (*under, key)
-        if isinstance(value, dict) and value and not _is_one_value(keys):
-            yield from _leaves(value, keys)
-        else:
-            yield keys
+def _leaves(configuration: Configuration) -> Iterator[tuple[str, Any]]:
+    """Each value with its dotted key."""
+
+    def walk(values: dict[str, Any], under: Keys) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            keys = (*under, key)
+            if isinstance(value, dict) and value and not _is_one_value(keys):
+                yield from walk(value, keys)
+            else:
+                yield ".".join(keys), value
+
+    return walk(configuration.model_dump(mode="json", by_alias=True), ())
 
 
 def _suggestion(keys: Keys) -> str:
@@ -365,19 +397,9 @@ def _suggestion(keys: Keys) -> str:
 
 def _known_keys(keys: Keys) -> list[str]:
     """The keys that are allowed below this one."""
-    names = {"settings": Configuration.model_fields["settings"].annotation}
-    model: Any = Configuration
+    model: type[BaseModel] = Configuration
     if keys[:1] == ("settings",):
-        model = names["settings"]
-        if keys[1:2] == ("alerts",):
-            model = type(model.model_fields["alerts"].default)
+        model = Alerts if keys[1:] == ("alerts",) else Settings
     elif keys[:1] == ("services",) and len(keys) > 1:
-        model = Service
-        if len(keys) > 2:
-            model = _section(keys[2]) if len(keys) == 3 else HttpType
+        model = SECTIONS[keys[2]] if len(keys) > 2 else Service
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _section(kind: str) -> Any:
-    annotation: Any = Service.model_fields[kind].annotation
-    return annotation.__args__[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
@@ -17,7 +18,6 @@ from .address import address_of
 from .policy import Policy, check_namespace
 
 DAY = 86_400.0
-KINDS = ("database", "cache", "http", "ml")
 
 
 def _redis_url(url: str) -> str:
@@ -403,12 +403,28 @@ class Service(Keys):
     """Its model."""
 
 
+SECTIONS: dict[str, type[Circuit]] = {
+    "database": Database,
+    "cache": Cache,
+    "http": Http,
+    "ml": Ml,
+}
+KINDS = tuple(SECTIONS)
+# A database has one circuit for reads and one for writes.
+PARTS = {"database": ("read", "write")}
+
+
+def circuit_names(service: str, kind: str, part: str = "") -> dict[str, str]:
+    """The circuits of one part of a service, by the last part of their names."""
+    name = ".".join(filter(None, (service, kind, part)))
+    return {own: f"{name}.{own}" for own in PARTS.get(kind, ())} or {part or kind: name}
+
+
 class CircuitSpec(NamedTuple):
     """One circuit that the file asks for."""
 
     service: str
     kind: str
-    part: str
     policy: Policy
     enabled: bool
 
@@ -445,31 +461,32 @@ class Configuration(Keys):
             )
         return self
 
+    def section(self, service: str, kind: str, part: str = "") -> Circuit | None:
+        """What is said of one part of a service (of ``http``, a service_type); None: nothing."""
+        parts = self.services.get(service)
+        section: Circuit | None = getattr(parts, kind, None) if kind in KINDS else None
+        return section.of_type(part) if part and isinstance(section, Http) else section
+
+    def enabled(self, service: str) -> bool:
+        """Whether the circuits of a service are more than a pass-through."""
+        parts = self.services.get(service)
+        return self.settings.enabled and (parts is None or parts.enabled)
+
     def circuits(self) -> dict[str, CircuitSpec]:
         """Every circuit that the services have, by its name."""
         return dict(self._circuits())
 
     def _circuits(self) -> Iterator[tuple[str, CircuitSpec]]:
-        for service, parts in self.services.items():
-            on = self.settings.enabled and parts.enabled
-            for kind in KINDS:
-                section: Circuit | None = getattr(parts, kind)
-                if section is None:
-                    continue
-                for part, numbers in _parts(kind, section):
-                    name = ".".join(filter(None, (service, kind, part)))
-                    policy = numbers.policy(self.settings)
-                    yield name, CircuitSpec(service, kind, part, policy, on)
-
-
-def _parts(kind: str, section: Circuit) -> Iterator[tuple[str, Circuit]]:
-    """The circuits of one section: a database has one for reads and one for writes."""
-    if kind == "database":
-        yield from (("read", section), ("write", section))
-        return
-    yield "", section
-    if isinstance(section, Http):
-        yield from ((name, section.of_type(name)) for name in section.service_types)
+        for service, kind in product(self.services, KINDS):
+            section = self.section(service, kind)
+            if section is None:
+                continue
+            types = section.service_types if isinstance(section, Http) else {}
+            for part in ("", *types):
+                numbers = self.section(service, kind, part) or section
+                policy, on = numbers.policy(self.settings), self.enabled(service)
+                for name in circuit_names(service, kind, part).values():
+                    yield name, CircuitSpec(service, kind, policy, on)
 
 
 def schema() -> dict[str, Any]:

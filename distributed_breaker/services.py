@@ -17,17 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .breaker import CircuitBreaker
 from .clients.client import Client
 from .config import ConfigurationError, Loaded, load
 from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
 from .registry import CircuitBreakerRegistry
-from .sections import KINDS, Circuit, Configuration, Http
+from .sections import KINDS, Configuration, circuit_names
 from .workers import start_thread
 
 LOOK_EVERY = 1.0  # s between looks at the files
 CLIENTS: dict[str, type[Client]] = dict.fromkeys(KINDS, Client)
-PARTS = {"database": ("read", "write")}
+
+Stamp = tuple[int, int, int]  # time of change, size, inode
 
 log = logging.getLogger("distributed_breaker")
 
@@ -82,9 +82,9 @@ class Services:
             "environ": environ,
             "overrides": overrides,
         }
-        # The stamps are taken first: what changes while it is read is read again.
         self._loaded = self._load()
-        self._stamps = _stamps(self._loaded.watched)
+        # Not known yet: the first look reads once more what may have changed while it was read.
+        self._stamps: dict[Path, Stamp | None] = {}
         self._loaded_at = time.time()
         self._problem = ""
         settings = self.configuration.settings
@@ -145,27 +145,18 @@ class Services:
         return client
 
     def _make(self, key: tuple[str, str, str], explicit: Mapping[str, Any]) -> Client:
-        kind, service, _ = key
-        section = self._section(self.configuration, *key)
+        kind, service, part = key
+        values = self.configuration
+        section = values.section(service, kind, part)
         if section is None:
             raise UnknownService(self._what_there_is(kind, service))
-        made = CLIENTS[kind]
-        name = ".".join(filter(None, key[1:2] + key[:1] + key[2:]))
-        parts = PARTS.get(kind, ("",))
-        circuits = {}
-        for own in parts:
-            circuit = f"{name}.{own}" if own else name
-            policy = made.policy(section.policy(self.configuration.settings))
-            off = not self._enabled(self.configuration, service)
-            circuits[own or kind] = self.registry.breaker(circuit, policy, disabled=off)
-        return made(name, circuits, section, explicit)
-
-    @staticmethod
-    def _section(values: Configuration, kind: str, service: str, part: str) -> Circuit | None:
-        """What the file says of one part of a service; None: nothing."""
-        parts = values.services.get(service)
-        section: Circuit | None = getattr(parts, kind, None) if kind in KINDS else None
-        return section.of_type(part) if part and isinstance(section, Http) else section
+        made, off = CLIENTS[kind], not values.enabled(service)
+        policy = made.policy(section.policy(values.settings))
+        circuits = {
+            own: self.registry.breaker(name, policy, disabled=off)
+            for own, name in circuit_names(service, kind, part).items()
+        }
+        return made(".".join(filter(None, (service, kind, part))), circuits, section, explicit)
 
     def _what_there_is(self, kind: str, service: str) -> str:
         services = self.configuration.services
@@ -174,11 +165,6 @@ class Services:
             return f"unknown service {service!r}: {file} has {', '.join(services) or 'none'}"
         has = [k for k in KINDS if getattr(services[service], k) is not None]
         return f"service {service!r} has no section {kind!r} in {file}, only {', '.join(has)}"
-
-    @staticmethod
-    def _enabled(values: Configuration, service: str) -> bool:
-        parts = values.services.get(service)
-        return values.settings.enabled and (parts is None or parts.enabled)
 
     # ------------------------------------------------------------------ changes of the file
 
@@ -211,24 +197,21 @@ class Services:
                 "stay where they are until this process is started again"
             )
         self.registry.flush_at_exit = new.settings.cleanup_on_shutdown
-        for key, client in self._clients.items():
-            section = self._section(new, *key)
+        for (kind, service, part), client in self._clients.items():
+            section = new.section(service, kind, part)
             if section is None:
                 log.warning("%s is gone from the configuration; it stays in use here", client.name)
                 continue
             policy = type(client).policy(section.policy(new.settings))
-            on = self._enabled(new, key[1])
+            on = new.enabled(service)
             for circuit in client.circuits.values():
-                self._change(circuit, policy, on)
+                if policy != circuit.policy:
+                    circuit.adopt(policy)
+                if on is circuit.disabled:
+                    circuit.switch(on=on)
             client.configure(section)
         version = new.settings.config_version
         log.info("the configuration has changed: version %d is in force", version)
-
-    def _change(self, circuit: CircuitBreaker, policy: Any, on: bool) -> None:
-        if policy != circuit.policy:
-            circuit.adopt(policy)
-        if on is circuit.disabled:
-            circuit.switch(on=on)
 
     def _watch(self) -> None:
         if sys.is_finalizing() or before_uwsgi_forks() or uwsgi_without_threads():
@@ -265,9 +248,9 @@ class Services:
             self._watch()
 
 
-def _stamps(files: list[Path]) -> dict[Path, tuple[int, int, int] | None]:
+def _stamps(files: list[Path]) -> dict[Path, Stamp | None]:
     """What changes when a file does."""
-    found: dict[Path, tuple[int, int, int] | None] = {}
+    found: dict[Path, Stamp | None] = {}
     for file in files:
         try:
             about = file.stat()

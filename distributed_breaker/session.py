@@ -195,6 +195,10 @@ class Session:
             if not circuit.disabled:
                 self._to_sync[circuit.name] = circuit
 
+    def _in_use(self) -> list[LinkedCircuit]:
+        """The circuits that the store is asked about: all but those that are switched off."""
+        return [circuit for circuit in list(self._circuits.values()) if not circuit.disabled]
+
     # ------------------------------------------------------------------ rounds
 
     def due(self) -> int:
@@ -451,7 +455,7 @@ class Session:
 
     def _poll(self, now: int) -> Asks:
         everything, self._poll_all = self._poll_all, False
-        held = [c for c in list(self._circuits.values()) if not c.disabled]
+        held = self._in_use()
         circuits = [c for c in held if everything or now - c.heard >= POLL // 2]
         # No mirror gets older than POLL, and none is polled more often than twice in that time.
         younger = (c.heard for c in held if now - c.heard < POLL // 2)
@@ -554,7 +558,7 @@ class Session:
     def _sync_all(self) -> Asks:
         self._to_sync.clear()
         self._syncing.clear()
-        circuits = [c for c in list(self._circuits.values()) if not c.disabled]
+        circuits = self._in_use()
         for start in range(0, len(circuits), CHUNK):
             # Nothing is added, but it is written: a store that refuses writes has not returned.
             written = (("dropped", 0),)

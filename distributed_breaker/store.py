@@ -79,6 +79,11 @@ def key_of(namespace: str, circuit: str) -> str:
     return f"cb:{{{namespace}:{circuit}}}"
 
 
+def names_key(namespace: str) -> str:
+    """The set of all names of circuits."""
+    return f"cb:{namespace}:circuits"
+
+
 def encode_batch(batch: Iterable[Run]) -> str:
     """Runs as ``<kind><count>[*<open_for>][@<age>]``, separated by blanks."""
     return " ".join(
@@ -168,7 +173,7 @@ class RedisStore:
         self._opening: Any = None  # the listening thread's connection, the last that was made
         self._checked = False
         self.channel = f"cb:{self._address.db}:{namespace}"
-        self._names = f"cb:{namespace}:circuits"
+        self._names = names_key(namespace)
 
     def run(self, steps: Sequence[tuple[str, Step]]) -> list[Reply | StoreError]:
         """Carry out steps on circuits, in one pipeline, each at most once.

@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distributed_breaker.sections import KINDS, Alerts, Circuit, Service, Settings, schema
+from distributed_breaker.sections import SECTIONS, Alerts, Circuit, Settings, schema
+from scripts.marks import between, marks
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "config" / "circuit_breakers.schema.json"
 DOCUMENT = ROOT / "docs" / "configuration.md"
-BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
+MARKS = marks("keys")
 
 
 def schema_text() -> str:
@@ -26,9 +27,7 @@ def tables() -> str:
     """One table for each section, with the circuit's own numbers said once."""
     sections: list[tuple[str, Any]] = [("`settings`", Settings), ("`settings.alerts`", Alerts)]
     sections.append(("every section: the circuit's numbers (see `Policy`)", Circuit))
-    for kind in KINDS:
-        model: Any = Service.model_fields[kind].annotation
-        sections.append((f"`{kind}`", model.__args__[0]))
+    sections += [(f"`{kind}`", model) for kind, model in SECTIONS.items()]
     return "\n".join(_table(title, model) for title, model in sections)
 
 
@@ -46,8 +45,7 @@ def _table(title: str, model: Any) -> str:
 
 def document_text(text: str) -> str:
     """The document with its tables as they must be."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{tables()}{END}{rest.partition(END)[2]}"
+    return between(text, tables(), MARKS)
 
 
 def main() -> None:

@@ -29,10 +29,11 @@ from distributed_breaker.model import Reply, Run, Step
 from distributed_breaker.session import POLL
 from distributed_breaker.store import RedisStore
 from scripts.bench.machine import describe
+from scripts.marks import between, marks
 from scripts.servers import Server
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+MARKS = marks("measured")
 
 NUMBERS = Policy(failure_threshold=1_000_000, failure_rate=None).numbers
 REPORTS_PER_CIRCUIT = 1000 / SLOW_FLUSH  # a second, by each process in which it is called
@@ -408,9 +409,7 @@ def main(words: Sequence[str] | None = None) -> int:
     text = "\n".join(out)
     print(text)
     if options.write:
-        before, _, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+        DOCUMENT.write_text(between(DOCUMENT.read_text("utf-8"), text, MARKS), "utf-8")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +107,7 @@ def find(
         complain(f"Going on without the configuration: {problem}")
     if problem and namespace is None:
         raise FailureError("give --namespace (and --url), which the file would have said", USAGE)
-    found = (loaded or _environment_only()).configuration
+    found = loaded.configuration if loaded else _environment_only()
     if url is None and loaded is None and found.settings.redis_url is None:
         raise FailureError(
             f"nothing says where Redis is: give --url, set CIRCUIT_BREAKER_REDIS_URL, or run this "
@@ -123,11 +122,8 @@ def find(
     )
 
 
-def _environment_only() -> config.Loaded:
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as empty:
-        empty.write("{}")
-        empty.flush()
-        try:
-            return config.load(empty.name)
-        except config.ConfigurationError as error:
-            raise FailureError(str(error), USAGE) from None
+def _environment_only() -> config.Configuration:
+    try:
+        return config.without_file()
+    except config.ConfigurationError as error:
+        raise FailureError(str(error), USAGE) from None

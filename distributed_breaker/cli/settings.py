@@ -26,7 +26,7 @@ def show(file: File = None, environment: Environment = None, as_json: Json = Fal
             "files": [str(read) for read in loaded.files],
             "environment": loaded.configuration.settings.environment,
             "values": {
-                path: {"value": value, "source": loaded.sources.get(path, "default")}
+                path: {"value": value, "source": loaded.sources[path]}
                 for path, value in values.items()
             },
         })  # fmt: skip
@@ -122,14 +122,4 @@ def _loaded(file: Path | None, environment: str | None) -> config.Loaded:
 
 def _values(loaded: config.Loaded) -> dict[str, Any]:
     """Each value by its dotted path, as people may see it."""
-    dumped = loaded.configuration.model_dump(mode="json", by_alias=True)
-
-    def walk(values: Mapping[str, Any], under: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            path = f"{under}{key}"
-            if isinstance(value, dict) and path not in loaded.sources:
-                yield from walk(value, f"{path}.")
-            else:
-                yield path, config.shown(path, value)
-
-    return dict(walk(dumped, ""))
+    return {path: config.shown(path, value) for path, value in loaded.values.items()}

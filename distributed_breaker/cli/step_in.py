@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import typer
 
@@ -58,11 +58,9 @@ def force_open(
     as_json: Json = False,
 ) -> int:
     """Refuse all calls of the fleet until released, or for --ttl seconds."""
-    with _one(where, circuit) as fleet:
-        who = actor_or_default(actor)
-        circuits = _policies([circuit], where)
-        steps = fleet.force_open(circuits, actor=who, reason=reason, ttl=ttl)
-        return _carry_out("force-open", steps, who, reason, as_json)
+    return _on_one(
+        "force-open", partial(Fleet.force_open, ttl=ttl), where, circuit, actor, reason, as_json
+    )
 
 
 def force_closed(
@@ -74,11 +72,9 @@ def force_closed(
     as_json: Json = False,
 ) -> int:
     """Let all calls of the fleet pass until released, or for --ttl seconds."""
-    with _one(where, circuit) as fleet:
-        who = actor_or_default(actor)
-        circuits = _policies([circuit], where)
-        steps = fleet.force_closed(circuits, actor=who, reason=reason, ttl=ttl)
-        return _carry_out("force-closed", steps, who, reason, as_json)
+    return _on_one(
+        "force-closed", partial(Fleet.force_closed, ttl=ttl), where, circuit, actor, reason, as_json
+    )
 
 
 def release(
@@ -89,10 +85,7 @@ def release(
     as_json: Json = False,
 ) -> int:
     """End an override: forced_open goes on to half_open, forced_closed to closed."""
-    with _one(where, circuit) as fleet:
-        who = actor_or_default(actor)
-        steps = fleet.release(_policies([circuit], where), actor=who, reason=reason)
-        return _carry_out("release", steps, who, reason, as_json)
+    return _on_one("release", Fleet.release, where, circuit, actor, reason, as_json)
 
 
 def actor_or_default(actor: str | None) -> str:
@@ -106,12 +99,21 @@ def actor_or_default(actor: str | None) -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-@contextlib.contextmanager
-def _one(where: Place, circuit: str) -> Iterator[Fleet]:
-    """The fleet, if it has this circuit: a slip of the keyboard must not make one."""
+def _on_one(
+    action: str,
+    step: Callable[..., Iterator[Done]],
+    where: Place,
+    circuit: str,
+    actor: str | None,
+    reason: str,
+    as_json: bool,
+) -> int:
+    """A step on a circuit that there is: a slip of the keyboard must not make one."""
     with where.fleet() as fleet:
         where.chosen(fleet.snapshot(), None, circuit)
-        yield fleet
+        who = actor_or_default(actor)
+        steps = step(fleet, _policies([circuit], where), actor=who, reason=reason)
+        return _carry_out(action, steps, who, reason, as_json)
 
 
 def _policies(names: Iterable[str], where: Place) -> dict[str, Policy | None]:

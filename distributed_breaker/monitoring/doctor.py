@@ -18,7 +18,7 @@ from ..fleet import Fleet
 from ..nodes import Command
 from ..policy import Numbers, Policy
 from ..snapshot import Snapshot
-from ..store import key_of, script, sha
+from ..store import key_of, names_key, script, sha
 from .report import Configured
 
 CLOCK = 1.0  # s of difference that people would notice when they compare logs
@@ -251,7 +251,7 @@ def _rights(fleet: Fleet, snapshots: Mapping[str, Snapshot]) -> Iterator[Finding
     right of its own, which such a user does not have.)
     """
     key = key_of(fleet.namespace, "doctor.nothing")  # No circuit of this name is ever made.
-    names = f"cb:{fleet.namespace}:circuits"
+    names = names_key(fleet.namespace)
     tried = {
         "evalsha": Command("", ("EVALSHA", sha(), "-1")),
         "script|load": Command("", ("SCRIPT", "LOAD", script())),

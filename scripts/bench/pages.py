@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from scripts.marks import between, marks
+
 from .figures import OURS, Judgement, Row, Spread, Topic, Verdict, number, times
 from .plots import plot
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BEGIN, END = MARKS = marks("bench")
 MISSING = "–"
 NAME = 66  # columns of a row's name on the terminal
 
@@ -255,14 +257,6 @@ def _best(row: Row, titles: set[str], *, short: bool = False) -> str:
     return f"{figure}, {best[0]}"
 
 
-def between_marks(page: str, text: str) -> str:
-    """The page with ``text`` between its marks. Raises ValueError unless it has each mark once."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(END) < page.index(BEGIN):
-        raise ValueError(f"the page must have {BEGIN} and then {END}, each once")
-    head, _, rest = page.partition(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
-
-
 def write(report: Report, folder: Path, readme: Path | None) -> list[Path]:
     """Write the pages and plots into a folder, and the README's table; the files written."""
     written = {
@@ -273,7 +267,7 @@ def write(report: Report, folder: Path, readme: Path | None) -> list[Path]:
         if topic.drawn:
             written[folder / "benchmarks" / f"{topic.key}.svg"] = plot(topic)
     if readme is not None:
-        written[readme] = between_marks(readme.read_text(encoding="utf-8"), report.readme())
+        written[readme] = between(readme.read_text(encoding="utf-8"), report.readme(), MARKS)
     for path, text in written.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

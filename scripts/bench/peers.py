@@ -77,7 +77,7 @@ class Pybreaker(Subject):
         if rules is not None:
             given = {"fail_max": rules.failures, "reset_timeout": rules.interval}
         if self.shared:
-            storage = library.CircuitRedisStorage("closed", self._connection(), namespace=name)
+            storage = library.CircuitRedisStorage("closed", self.client, namespace=name)
             given["state_storage"] = storage
         breaker = library.CircuitBreaker(**given)
         forms = written(
@@ -94,11 +94,6 @@ class Pybreaker(Subject):
             breaker.call,
             lambda: int(breaker.fail_counter),
         )
-
-    def _connection(self) -> Any:
-        if not hasattr(self, "_client"):
-            self._client = self.client()
-        return self._client
 
 
 class PybreakerRedis(Pybreaker):
@@ -119,10 +114,8 @@ class Aiobreaker(Subject):
             given["fail_max"] = rules.failures
             given["timeout_duration"] = timedelta(seconds=rules.interval)
         if self.shared:
-            if not hasattr(self, "_client"):
-                self._client = self.client()
             given["state_storage"] = module("aiobreaker.storage.redis").CircuitRedisStorage(
-                library.CircuitBreakerState.CLOSED, self._client, namespace=name
+                library.CircuitBreakerState.CLOSED, self.client, namespace=name
             )
         breaker = library.CircuitBreaker(**given)
         forms = written(
@@ -211,9 +204,7 @@ class InterlockRedis(Interlock):
     how = "measures durations; polls the server every second, its default"
 
     def _in(self) -> Any:
-        if not hasattr(self, "_client"):
-            self._client = self.client()
-        return module("interlock.integrations.redis").RedisStorage(self._client)
+        return module("interlock.integrations.redis").RedisStorage(self.client)
 
 
 class Nopanic(Subject):
@@ -257,10 +248,8 @@ class NopanicRedis(Subject):
     how = "measures no durations; `fail_open=True`, its default"
 
     def guard(self, name: str, rules: Rules | None = None) -> Guarded:
-        if not hasattr(self, "_client"):
-            self._client = self.client()
         library = module("nopanic_redis")
-        breaker = library.redis_circuit_breaker(self._client, name=name, **_nopanic_rules(rules))
+        breaker = library.redis_circuit_breaker(self.client, name=name, **_nopanic_rules(rules))
         return Guarded(
             written(decorator="", call="breaker.call(f)"),
             WORK | {"breaker": breaker} | decorated(breaker, "decorator"),

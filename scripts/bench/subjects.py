@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import time
@@ -88,6 +89,7 @@ class Subject:
     def close(self) -> None:
         """Let go of threads and connections."""
 
+    @functools.cached_property
     def client(self) -> Any:
         """A client of the server with the limits that ours has."""
         return module("redis").Redis.from_url(

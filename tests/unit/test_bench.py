@@ -16,6 +16,7 @@ from scripts.bench.figures import OURS, Row, Spread, Topic, Verdict, judge, numb
 from scripts.bench.plots import plot
 from scripts.bench.reasons import REASONS
 from scripts.bench.setting import missing
+from scripts.marks import between
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,9 +149,9 @@ class TestPages:
 
     def test_marks_are_replaced_again_and_again(self) -> None:
         page = f"a\n{pages.BEGIN}\n{pages.END}\nb\n"
-        once = pages.between_marks(page, "first")
-        assert pages.between_marks(once, "first") == once
-        assert pages.between_marks(once, "second").count("second") == 1
+        once = between(page, "first", pages.MARKS)
+        assert between(once, "first", pages.MARKS) == once
+        assert between(once, "second", pages.MARKS).count("second") == 1
 
     @pytest.mark.parametrize(
         "page",
@@ -158,10 +159,10 @@ class TestPages:
     )
     def test_a_page_without_its_marks_is_refused(self, page: str) -> None:
         with pytest.raises(ValueError, match="each once"):
-            pages.between_marks(page, "text")
+            between(page, "text", pages.MARKS)
 
     def test_the_readme_has_its_marks(self) -> None:
-        pages.between_marks((ROOT / "README.md").read_text(encoding="utf-8"), "text")
+        between((ROOT / "README.md").read_text(encoding="utf-8"), "text", pages.MARKS)
 
 
 @pytest.mark.parametrize("values", [(1.0, 2.0), (0.0, 3.0), (0.0, 0.0), (1e-6, 1e6)])
