@@ -58,7 +58,7 @@ def corpus() -> Steps:
     chosen: dict[tuple[object, ...], tuple[Case, Stepped]] = {}
     for case, stepped in chain(walked, explored):
         chosen.setdefault(kind_of(case, stepped), (case, stepped))
-    steady = [bound.case for bound in bounds() if not bound.refused]
+    steady = [bound.case for bound in bounds() if bound.for_twins]
     mixed, by_hand = list(chosen.values()), [(c, run_model(c)) for c in (*extremes(), *steady)]
     shuffle = random.Random(0).shuffle
     shuffle(mixed)

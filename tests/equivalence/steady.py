@@ -28,13 +28,17 @@ OWN, OTHERS = Reporter("me", NOON - 9, 2, 1, 1), [Reporter("a", NOON - 3, 4, 3, 
 
 
 class Bound(NamedTuple):
-    """A case, whether the shortcut takes it, and whether the script refuses it: as malformed, or
-    because the circuit is (which the model need not read in the same way)."""
+    """A case, whether the shortcut takes it, whether the script refuses it as malformed, and if
+    its circuit is damaged, which the twins need not read in the same way."""
 
     case: Case
     taken: bool
     refused: bool = False
     damaged: bool = False
+
+    @property
+    def for_twins(self) -> bool:
+        return not (self.refused or self.damaged)
 
 
 def bounds() -> Iterator[Bound]:
