@@ -142,7 +142,10 @@ class Process:
         return self._origin + now
 
     def after(self, delay: int, action: Action) -> None:
-        self.world.timeline.after(delay, lambda: self.do(action))
+        # A dead one schedules nothing: what it left half done ends when garbage is collected, which
+        # must not take a number from the run's chance.
+        if self.alive:
+            self.world.timeline.after(delay, lambda: self.do(action))
 
     def do(self, action: Action) -> None:
         """Do something now, or when the process can."""
