@@ -218,7 +218,8 @@ class CircuitBreaker(LinkedCircuit):
             del self._blocks[guard]
         except KeyError:
             return None  # Another thread has just left it.
-        _entered.set(guard._below if guard is top else _open_block(top))
+        # Blocks need not nest: the one around this may have been left before it.
+        _entered.set(_open_block(top) if guard is not top or guard._below else None)
         return guard
 
     def acquire(self) -> Permit:

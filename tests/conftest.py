@@ -19,6 +19,7 @@ import pytest
 from scripts.servers import EXTERNAL, KINDS, Server, why_missing
 from tests.fleet.process import Nursery
 from tests.required import need
+from tests.unit.clock import nothing_stays_in_the_context
 
 REDIS_URL = os.environ.get("REDIS_URL", "")
 
@@ -81,6 +82,13 @@ def own_server(server_kind: str) -> Iterator[Callable[..., Server]]:
             return stack.enter_context(Server.start(server_kind, **options))
 
         yield start
+
+
+@pytest.fixture(autouse=True)
+def clean_context() -> Iterator[None]:
+    """What a test leaves in the context would change what the next tests of its worker see."""
+    yield
+    nothing_stays_in_the_context()
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,7 @@ CLOSED = {
     "decorator": (48, 1),
     "call": (53, 1),
     "guard()": (101, 4),
-    "with": (192, 7),
+    "with": (193, 7),
     "two steps": (96, 4),
     "coroutine": (51, 1),
     "generator": (193, 7),
