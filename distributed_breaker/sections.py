@@ -12,7 +12,16 @@ from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from .address import address_of
 from .policy import Policy, check_namespace
@@ -333,8 +342,22 @@ class Http(HttpType):
 
     @model_validator(mode="after")
     def _types_are_right(self) -> Self:
+        wrong: list[InitErrorDetails] = []
         for name in self.service_types:
-            self.of_type(name)
+            try:
+                self.of_type(name)
+            except ValidationError as error:
+                wrong += [
+                    InitErrorDetails(
+                        type=one["type"],
+                        loc=("service_types", name, *one["loc"]),
+                        input=one["input"],
+                        ctx=one.get("ctx", {}),
+                    )
+                    for one in error.errors()
+                ]
+        if wrong:
+            raise ValidationError.from_exception_data("service_types", wrong)
         return self
 
     def of_type(self, name: str) -> HttpType:

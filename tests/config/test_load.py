@@ -310,6 +310,16 @@ def test_five_mistakes_are_five_problems(write: Write) -> None:
     assert said["services.web_app.http.connect_timeout"].endswith("not '2'")
 
 
+def test_mistakes_below_service_types_are_problems_of_their_own(write: Write) -> None:
+    types = {"pay": {"timout": 3, "max_retries": "x"}, "mail": {"open_interval_max": 1}}
+    found = problems(write({"services": {"web": {"http": {"service_types": types}}}}))
+    below = "services.web.http.service_types."
+    assert [path.removeprefix(below) for path, _ in found] == [
+        "pay.max_retries", "pay.timout", "mail",
+    ]  # fmt: skip
+    assert dict(found)[below + "pay.timout"] == "unknown key; did you mean 'timeout'?"
+
+
 def test_a_problem_names_the_file_that_has_it(write: Write) -> None:
     path = write({"services": {"s": {"http": {"max_retries": -1}}}})
     write({"services": {"s": {"http": {"read_timeout": 0}}}}, overlay="x")
@@ -338,7 +348,6 @@ def test_a_problem_names_the_file_that_has_it(write: Write) -> None:
         ('{"settings": {"redis_url": "http://x"}}', "unknown scheme"),
         ('{"settings": {"environment": "../x"}}', "letters, digits"),
         ('{"services": {"s": {"http": {"base_url": "/x"}}}}', "http://"),
-        ('{"services": {"s": {"http": {"service_types": {"a": {"max_retry": 1}}}}}}', "max_retry"),
         ('{"services": {"s": {"ml": {"half_open_permits": 9}}}}', "half_open_permits"),
         ('{"services": {"s": {"ml": {"open_interval_max": 9}}}}', "open_interval_max"),
         ('{"services": {"a": {"cache": {}}, "b": {"cache": {"redis_port": 1}}}}', "several Redis"),
