@@ -30,6 +30,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SERVER_KINDS = (*KINDS, EXTERNAL) if REDIS_URL else KINDS
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: half of the tests wait for servers and processes."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server_kind" not in metafunc.fixturenames:
         return

@@ -17,7 +17,7 @@ import time
 
 from tests.simulation.plan import draw
 from tests.simulation.runner import runner_on, soak
-from tests.simulation.shrink import describe, shortened
+from tests.simulation.shrink import MOST_RUNS, describe, shortened
 from tests.simulation.world import Failure
 
 
@@ -32,14 +32,21 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long at most (default: 1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--server", default="", help="valkey, redis8 or redis: run on its script")
+    parser.add_argument(
+        "--shorten",
+        type=int,
+        default=MOST_RUNS,
+        metavar="RUNS",
+        help=f"how often to try to shorten what fails (default: {MOST_RUNS})",
+    )
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument("--events", help="with --seed: only these events, or none")
     given = parser.parse_args()
     if given.seed is not None:
-        return again(given.seed, given.events, given.server)
+        return again(given)
     begin = time.monotonic()
     tally = soak(first=given.first, seconds=given.minutes * 60, most=given.seeds, jobs=given.jobs,
-                 kind=given.server)  # fmt: skip
+                 kind=given.server, shorten=given.shorten)  # fmt: skip
     spent = time.monotonic() - begin
     where = f"the script on {given.server}" if given.server else "the model"
     print(
@@ -56,8 +63,9 @@ def main() -> int:
     return 0
 
 
-def again(seed: int, events: str | None, kind: str) -> int:
+def again(given: argparse.Namespace) -> int:
     """Run one seed, as it is or with some of its events."""
+    seed, events, kind = given.seed, given.events, given.server
     plan = draw(seed)
     if events is not None:
         plan = plan.only([] if events == "none" else map(int, events.split(",")))
@@ -66,7 +74,11 @@ def again(seed: int, events: str | None, kind: str) -> int:
         try:
             carry_out(plan)
         except Failure as failure:
-            print(describe(failure if events is not None else shortened(failure, carry_out)))
+            print(
+                describe(
+                    failure if events is not None else shortened(failure, carry_out, given.shorten)
+                )
+            )
             return 1
     print(f"seed {seed}: every rule held")
     return 0

@@ -18,7 +18,7 @@ import redis
 from scripts.servers import Server
 from tests.simulation.plan import Plan, draw
 from tests.simulation.server import Scripted
-from tests.simulation.shrink import describe, shortened
+from tests.simulation.shrink import MOST_RUNS, describe, shortened
 from tests.simulation.world import Failure, World, run
 
 BATCH = 20  # seeds that one worker is given at once
@@ -51,14 +51,14 @@ def on_script(client: redis.Redis) -> Runner:
     return carry_out
 
 
-def try_seeds(seeds: Iterable[int], carry_out: Runner = run) -> Tally:
-    """Run the seeds up to the first that fails, which is then shortened."""
+def try_seeds(seeds: Iterable[int], carry_out: Runner = run, shorten: int = MOST_RUNS) -> Tally:
+    """Run the seeds up to the first that fails, which is then shortened in so many runs."""
     tally = Tally()
     for seed in seeds:
         try:
             world = carry_out(draw(seed))
         except Failure as failure:
-            tally.failure = describe(shortened(failure, carry_out))
+            tally.failure = describe(shortened(failure, carry_out, shorten))
             break
         tally.seeds += 1
         tally.steps += world.timeline.steps
@@ -76,12 +76,14 @@ def runner_on(kind: str) -> Iterator[Runner]:
         yield on_script(client)
 
 
-def _batch(seeds: list[int], kind: str) -> Tally:
+def _batch(seeds: list[int], kind: str, shorten: int) -> Tally:
     with runner_on(kind) as carry_out:
-        return try_seeds(seeds, carry_out)
+        return try_seeds(seeds, carry_out, shorten)
 
 
-def soak(*, first: int, seconds: float, most: int, jobs: int, kind: str) -> Tally:
+def soak(
+    *, first: int, seconds: float, most: int, jobs: int, kind: str, shorten: int = MOST_RUNS
+) -> Tally:
     """Run seeds from ``first`` on, on ``jobs`` cores, until the time is over, ``most`` are done, or
     one fails."""
     end = time.monotonic() + seconds
@@ -91,10 +93,12 @@ def soak(*, first: int, seconds: float, most: int, jobs: int, kind: str) -> Tall
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = []
         while True:
-            while left > 0 and len(running) < 2 * jobs and time.monotonic() < end:
+            # A few ahead keep all busy; one job has none, for a failure would have to wait for it.
+            ahead = jobs + jobs // 2
+            while left > 0 and len(running) < ahead and time.monotonic() < end:
                 batch = list(islice(seeds, min(BATCH, left)))
                 left -= len(batch)
-                running.append(pool.submit(_batch, batch, kind))
+                running.append(pool.submit(_batch, batch, kind, shorten))
             if not running:
                 return tally
             tally.add(running.pop(0).result())
