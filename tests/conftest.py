@@ -32,7 +32,7 @@ SERVER_KINDS = (*KINDS, EXTERNAL) if REDIS_URL else KINDS
 
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores: half of the tests wait for servers and processes."""
-    return len(os.sched_getaffinity(0)) + 1
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
