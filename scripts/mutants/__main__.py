@@ -40,6 +40,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of --sample and --confirm")
     parser.add_argument("--confirm", type=int, default=8, metavar="N", help="how many killed ones "
                         "to try on the real tests as well, of each twin (default: 8)")  # fmt: skip
+    parser.add_argument("--soon", action="store_true", help="try what the corpus does not kill on "
+                        "the tests that find most alone: a first look, in minutes")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="judges at once")
     parser.add_argument("--list", action="store_true", help="show the mutants and judge none")
     parser.add_argument("--show", metavar="ID", help="judge one mutant and say who kills it")
@@ -113,7 +115,9 @@ class Run:
         try:
             for number, (file, source) in enumerate(self.sources.items()):
                 # Nothing differs between the two but what is tried first, so once is enough.
-                killer = judge.judge(file, source, patient=number == 0).killer
+                killer = judge.judge(
+                    file, source, patient=number == 0 and not self.options.soon
+                ).killer
                 if killer:
                     self.problems.append(f"killed without a mutant: {file}, by {killer}")
         finally:
@@ -122,7 +126,8 @@ class Run:
 
     def _ask(self, judge: Judge, mutant: Mutant) -> Verdict:
         source = mutant.plant(self.sources[mutant.file])
-        return judge.judge(mutant.file, source, patient=mutant.key not in self.listed)
+        patient = mutant.key not in self.listed and not self.options.soon
+        return judge.judge(mutant.file, source, patient=patient)
 
     def _confirm(self, judge: Judge, mutant: Mutant) -> Verdict:
         return Verdict(judge.tests(mutant.file, mutant.plant(self.sources[mutant.file]), MADE_OF))
