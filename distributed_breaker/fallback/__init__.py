@@ -1,0 +1,1 @@
+"""What more than one client needs: how calls are served, or wait, while a dependency fails."""
