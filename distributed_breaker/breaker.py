@@ -395,6 +395,11 @@ class CircuitBreaker(LinkedCircuit):
         """What this process does now."""
         return self._present().state
 
+    @property
+    def refusing(self) -> bool:
+        """Whether a call would be refused at this moment; asking is no call, and counts nothing."""
+        return self._present().action == "refuse"
+
     def _present(self) -> Decision:
         with self._turn, self._lock:
             now = self._clock.ms()

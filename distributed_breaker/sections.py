@@ -264,8 +264,8 @@ class Cache(Circuit):
     """Whether values that memory gives up are kept on disk."""
     disk_cache_dir: Text | None = None
     """The folder of the disk tier; unset: one of the user's cache folder."""
-    disk_cache_bytes: Bytes = 512 * 1024 * 1024
-    """How many bytes the disk tier holds."""
+    disk_cache_bytes: int = Field(default=512 * 1024 * 1024, ge=2**20, le=2**40)
+    """How many bytes the disk tier holds, at least a megabyte."""
     default_ttl: Seconds = 3_600.0
     """Seconds for which a value lives that is set without a time to live."""
     stale_ttl: float = Field(default=3_600.0, ge=0, le=30 * DAY)

@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from .clients.cache import CacheClient
 from .clients.client import Client
 from .config import ConfigurationError, Loaded, load
 from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
@@ -25,7 +26,7 @@ from .sections import KINDS, Configuration, circuit_names
 from .workers import start_thread
 
 LOOK_EVERY = 1.0  # s between looks at the files
-CLIENTS: dict[str, type[Client]] = dict.fromkeys(KINDS, Client)
+CLIENTS: dict[str, type[Client]] = {**dict.fromkeys(KINDS, Client), "cache": CacheClient}
 
 Stamp = tuple[int, int, int]  # time of change, size, inode
 
@@ -236,8 +237,10 @@ class Services:
     # ------------------------------------------------------------------ the process
 
     def close(self) -> None:
-        """Stop looking at the files, and close the registry.  Safe to call twice."""
+        """Stop looking at the files; close clients and registry.  Safe to call twice."""
         self._stopping.set()
+        for client in self._clients.values():
+            client.close()
         self.registry.close()
 
     def forked(self) -> None:
@@ -333,9 +336,9 @@ def get_database_circuit_breaker(service: str, db_session: Any = None) -> Client
     return current().client("database", service, db_session=db_session)
 
 
-def get_cache_circuit_breaker(service: str) -> Client:
+def get_cache_circuit_breaker(service: str) -> CacheClient:
     """The client of a service's cache; for errors see ``get_database_circuit_breaker``."""
-    return current().client("cache", service)
+    return cast(CacheClient, current().client("cache", service))
 
 
 def get_http_circuit_breaker(

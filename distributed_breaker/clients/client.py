@@ -57,6 +57,9 @@ class Client:
         """The file has changed: go by its new section from the next call on."""
         self.section = section
 
+    def close(self) -> None:
+        """Let go of what it holds beside its circuits.  Safe to call twice."""
+
     @property
     def breaker(self) -> CircuitBreaker:
         """The circuit that guards what is not known to be of another."""

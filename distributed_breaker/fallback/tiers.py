@@ -122,6 +122,19 @@ class Tiers:
             return hit
         return self._deeper([key], stale).get(key)
 
+    def get_from_memory(self, key: str, *, stale: bool = False) -> Hit | None:
+        """``get`` without a look at the disk, so it never waits."""
+        return self._memory.get(key, stale)
+
+    def peek(self, key: str) -> Entry | None:
+        """What memory holds of a key, whatever its age; neither counted nor a use."""
+        return self._memory.peek(key)
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether there is a disk tier, be it well or not."""
+        return self._disk is not None
+
     def get_many(self, keys: Iterable[str], *, stale: bool = False) -> dict[str, Hit]:
         """What ``get`` would find, by key."""
         hits: dict[str, Hit] = {}

@@ -1,0 +1,118 @@
+"""Changes of cached keys, as ``lua/cache.lua`` carries them out, and values as they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from ..fallback.outbox import Entry
+
+HORIZON = 3_600.0  # s within which a change that waited is carried out; later its key is deleted
+
+
+class Change(NamedTuple):
+    """One change of one key, as ``lua/cache.lua`` carries it out."""
+
+    op: str
+    name: str
+    stamp: int  # µs
+    data: bytes = b""
+    ttl: float | None = None  # s
+
+    def payload(self) -> dict[str, Any]:
+        """What is kept of it on disk, beside the key."""
+        ttl = None if self.ttl is None else ms(self.ttl)
+        return {"stamp": self.stamp, "data": self.data.decode(), "ttl": ttl}
+
+    @classmethod
+    def read(cls, entry: Entry) -> Change:
+        """From what is kept of it."""
+        payload = cast(dict[str, Any], entry.payload)
+        ttl = payload["ttl"]
+        life = None if ttl is None else ttl / 1000
+        op, stamp = entry.kind, int(payload["stamp"])
+        waited = time.time() - stamp / 1e6
+        if op not in ("set", "delete", "increment", "expire"):
+            raise ValueError(f"unknown operation {op!r}")
+        if op == "set" and (waited > HORIZON or (life is not None and life <= waited)):
+            # It is over, or what was written since cannot be told any more: nobody shall read
+            # something older than this.
+            op = "delete"
+        elif life is not None and op in ("set", "expire"):
+            life = max(0.001, life - waited)
+        return cls(op, entry.key, stamp, payload["data"].encode(), life)
+
+    def words(self, replayed: str = "") -> tuple[list[str], list[Any]]:
+        """Keys and arguments of the script."""
+        keys = [self.name, beside(self.name, "w")]
+        if replayed and self.op == "increment":
+            keys.append(beside(self.name, f"i:{replayed}"))
+        ttl = "" if self.ttl is None else ms(self.ttl)
+        return keys, [self.op, self.stamp, ms(HORIZON), int(bool(replayed)), self.data, ttl]
+
+
+def all_of(store: Any, changes: list[Change]) -> Any:
+    pipe = store.pipeline(transaction=False)
+    for change in changes:
+        keys, words = change.words()
+        pipe.evalsha(sha(), len(keys), *keys, *words)
+    return pipe.execute()
+
+
+@cache
+def script() -> str:
+    """The text of the script that carries out every change."""
+    return (Path(__file__).parents[1] / "lua" / "cache.lua").read_text(encoding="utf-8")
+
+
+@cache
+def sha() -> str:
+    """The script's name on the server."""
+    return hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
+
+
+def beside(name: str, what: str) -> str:
+    """A key of ours that lies in the same slot of a cluster as ``name``."""
+    start = name.find("{")
+    end = name.find("}", start + 1)
+    tag = name[start + 1 : end] if 0 <= start < end - 1 else name
+    # A name with a brace and no tag cannot be one itself: such a key stands for itself.
+    return f"cb:{what}:{{{tag}}}:{name}" if tag != name else f"cb:{what}:{{{name}}}"
+
+
+# ---------------------------------------------------------------------------- values
+
+
+def encode(key: str, value: Any) -> bytes:
+    """A value as JSON.
+
+    Raises:
+        TypeError, ValueError: JSON has no such value; the message names key and type.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise type(error)(
+            f"the value of {key!r} ({type(value).__name__}) is not JSON: {error}; give it as "
+            f"texts, numbers, lists and objects, or store bytes with `.redis`"
+        ) from None
+
+
+def decode(data: bytes) -> Any:
+    """What is stored.  What another program has stored, and is not JSON, comes as text or bytes."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return data
+
+
+def ms(seconds: float) -> int:
+    """Whole milliseconds, at least one."""
+    return max(1, round(seconds * 1000))

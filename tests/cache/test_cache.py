@@ -1,0 +1,174 @@
+"""A cache whose Redis is well: its operations, what counts as a failure, and loading."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from distributed_breaker.clients.cache import CacheClient
+from scripts.servers import Server
+from tests.cache.conftest import PREFIX, Start
+from tests.unit.clock import wait_until
+
+pytestmark = pytest.mark.servers("valkey", "redis8", "redis")
+
+
+def test_all_operations(cache: CacheClient, raw: redis.Redis) -> None:
+    assert cache.get("a") is None
+    assert cache.get("a", 3) == 3
+    assert cache.set("a", 1)
+    assert cache.set_many({"b": 2, "c": [3]}, ttl=50)
+    assert cache.get_many(["a", "b", "x"]) == {"a": 1, "b": 2}
+    assert cache.get_many(["a", "x"], default=0) == {"a": 1, "x": 0}
+    assert cache.get_many([]) == {}
+    assert cache.exists("a")
+    assert not cache.exists("x")
+    assert cache.increment("a") == 2
+    assert cache.increment("new", 5, ttl=10) == 5
+    assert 9 < (cache.ttl("new") or 0) <= 10
+    assert 49 < (cache.ttl("b") or 0) <= 50
+    assert cache.ttl("x") is None
+    raw.persist(PREFIX + "a")
+    assert cache.ttl("a") == math.inf
+    assert cache.expire("a", 5)
+    assert not cache.expire("x", 5)
+    assert 4 < (cache.ttl("a") or 0) <= 5
+    assert cache.delete("a", "b")
+    assert cache.delete("x")
+    assert cache.get_many(["a", "b", "c"]) == {"c": [3]}
+
+
+async def test_all_operations_without_blocking(cache: CacheClient) -> None:
+    async def load() -> str:
+        await asyncio.sleep(0)
+        return "loaded"
+
+    assert await cache.get_async("a") is None
+    assert await cache.set_async("a", 1)
+    assert await cache.get_async("a") == 1
+    assert (await cache.get_with_info_async("a")).source == "redis"
+    assert await cache.set_many_async({"b": 2})
+    assert await cache.get_many_async(["a", "b", "x"]) == {"a": 1, "b": 2}
+    assert await cache.increment_async("a", 4) == 5
+    assert await cache.exists_async("a")
+    assert await cache.expire_async("a", 5)
+    assert 4 < (await cache.ttl_async("a") or 0) <= 5
+    assert await cache.delete_async("a")
+    assert await cache.get_async("a", loader=load) == "loaded"
+    assert await cache.get_async("b", loader=load) == 2
+    assert await cache.get_async("c", loader=lambda: "by a function") == "by a function"
+    await cache.aclose()
+
+
+def test_a_miss_and_a_wrong_type_open_nothing(cache: CacheClient, raw: redis.Redis) -> None:
+    raw.lpush(PREFIX + "list", 1)
+    for _ in range(5):
+        assert cache.get("missing") is None
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            cache.get("list", default="no")
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            cache.increment("list")
+    cache.set("text", "abc")
+    with pytest.raises(redis.ResponseError, match="not an integer"):
+        cache.increment("text")
+    assert cache.breaker.state == "closed"
+    assert cache.health()["queued"] == 0
+
+
+@pytest.mark.parametrize("trouble", ["OOM", "READONLY"])
+def test_a_server_that_refuses_writes_is_unwell(
+    cache: CacheClient, raw: redis.Redis, trouble: str
+) -> None:
+    cache.set("k", "old")
+    if trouble == "OOM":
+        raw.config_set("maxmemory", 1)
+    else:
+        raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+    assert cache.set("k", "new") is False
+    assert cache.breaker.state == "open"
+    assert cache.get("k") == "new"
+    if trouble == "OOM":
+        raw.config_set("maxmemory", 0)
+    else:
+        raw.execute_command("REPLICAOF", "NO", "ONE")
+    wait_until(lambda: raw.get(PREFIX + "k") == '"new"')
+
+
+def test_the_whole_client_is_there_under_the_circuit(cache: CacheClient) -> None:
+    assert cache.redis.set("whole", b"bytes")
+    assert cache.redis.get("whole") == b"bytes"
+    assert cache.redis.pipeline().incr("n").incr("n").execute() == [1, 2]
+    cache.breaker.force_open(reason="for a test")
+    with pytest.raises(redis.ConnectionError, match="forced_open"):
+        cache.redis.get("whole")
+    with pytest.raises(redis.ConnectionError, match="forced_open"):
+        cache.redis.pipeline().incr("n").execute()
+
+
+async def test_the_whole_client_of_asyncio(cache: CacheClient) -> None:
+    client = cache.redis_async()
+    assert await client.set("whole", 1)
+    assert await client.pipeline().incr("n").execute() == [1]
+    await client.aclose()
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+@pytest.mark.servers("valkey")
+def test_one_loads_for_many(cache: CacheClient, start: Start) -> None:
+    """In two clients, as two processes have them, with many threads each."""
+    other, loads = start(), []
+    going, may_end = threading.Event(), threading.Event()
+
+    def load() -> str:
+        loads.append(1)
+        going.set()
+        may_end.wait(10)
+        return "loaded"
+
+    with ThreadPoolExecutor(12) as pool:
+        got = [pool.submit((cache, other)[n % 2].get, "k", loader=load) for n in range(12)]
+        assert going.wait(10)
+        may_end.set()
+        assert [future.result(20) for future in got] == ["loaded"] * 12
+    assert len(loads) == 1
+
+
+@pytest.mark.servers("valkey")
+def test_a_loader_that_fails(cache: CacheClient) -> None:
+    def load() -> Any:
+        raise KeyError("no such row")
+
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            cache.get("k", loader=load)
+    assert cache.breaker.state == "closed"
+    assert cache.get("k", loader=lambda: 4) == 4
+    assert cache.health()["load_errors"] == 3
+
+
+@pytest.mark.servers("valkey")
+def test_what_is_loaded_is_stored_with_its_life(cache: CacheClient, raw: redis.Redis) -> None:
+    assert cache.get_with_info("k", loader=lambda: 4, ttl=20).source == "loader"
+    assert 19_000 < raw.pttl(PREFIX + "k") <= 20_000
+    assert raw.keys("cb:l:*") == []
+    assert cache.get_with_info("k", loader=lambda: 5).source == "redis"
+
+
+@pytest.mark.servers("valkey")
+def test_a_redis_that_is_down_at_the_start_is_used_once_it_is_up(
+    start: Start, cache_server: Server
+) -> None:
+    cache_server.kill()
+    cache = start()
+    assert cache.get("k", "none") == "none"
+    cache_server.restart()
+    wait_until(lambda: cache.set("k", 1))
+    assert cache.get_with_info("k").source in ("redis", "outbox")
