@@ -6,6 +6,9 @@ VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 ARGS ?=
 
+# The tests start hundreds of processes; each would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check -c constraints.txt
 

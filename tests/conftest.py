@@ -8,6 +8,7 @@ CI is set, that is a failure: what must run and was skipped has not been shown t
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import uuid
@@ -19,9 +20,13 @@ import pytest
 from scripts.servers import EXTERNAL, KINDS, Server, why_missing
 from tests.fleet.process import Nursery
 from tests.required import need
-from tests.unit.clock import nothing_stays_in_the_context
+from tests.unit.clock import forget_the_context, nothing_stays_in_the_context
 
 REDIS_URL = os.environ.get("REDIS_URL", "")
+
+# Most of what the explorations make lives to their end; looking at it again and again would take an
+# eighth of their time.
+gc.set_threshold(20_000, 20, 20)
 
 # A shell that runs `make test &` has SIGINT ignored, and every process below it inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -93,7 +98,10 @@ def own_server(server_kind: str) -> Iterator[Callable[..., Server]]:
 def clean_context() -> Iterator[None]:
     """What a test leaves in the context would change what the next tests of its worker see."""
     yield
-    nothing_stays_in_the_context()
+    try:
+        nothing_stays_in_the_context()
+    finally:
+        forget_the_context()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,7 @@ def fake() -> Iterator[redis.Redis]:
 
 def test_walks_on_fakeredis(fake: redis.Redis) -> None:
     """Model and script stay equal on fakeredis, and keep all rules, step after step."""
-    walk_on(fake, "walk", lives=10, steps=300)
+    walk_on(fake, "walk", lives=5, steps=300)
 
 
 def test_walks_on_servers(client: redis.Redis, namespace: str) -> None:

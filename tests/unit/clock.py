@@ -96,12 +96,21 @@ def no_permit_is_out(breaker: CircuitBreaker) -> None:
 
 def nothing_stays_in_the_context() -> None:
     """What the library keeps in context variables is gone once all blocks have been left."""
-    kept = {
-        variable.name: value
+    assert not {variable.name: value for variable, value in _kept()}
+
+
+def forget_the_context() -> None:
+    """What one test has left there is not to fail the next ones."""
+    for variable, value in _kept():
+        variable.set(() if isinstance(value, tuple) else None)
+
+
+def _kept() -> list[tuple[contextvars.ContextVar[Any], Any]]:
+    return [
+        (variable, value)
         for variable, value in contextvars.copy_context().items()
         if variable.name.startswith("circuit_breaker") and value
-    }
-    assert not kept
+    ]
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
