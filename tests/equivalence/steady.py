@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
+
+import redis
 
 from distributed_breaker import model
 from distributed_breaker.model import NOTHING, Circuit, Known, Reporter, Run
 from distributed_breaker.shadow import MAX_COUNT
 from tests.equivalence.extremes import HUGE, MINUTE, case, circuit, counted
 from tests.equivalence.small import NOON, SECOND, numbers
-from tests.equivalence.twins import Case
+from tests.equivalence.twins import Case, Script
 
 RULES = numbers(
     failure_threshold=5, failure_rate=5_000, window=MINUTE, minimum_calls=10, slow_call_rate=4_000
@@ -51,6 +54,21 @@ def bounds() -> Iterator[Bound]:
     yield from rules()
     yield from batches()
     yield from damage()
+
+
+def wrongly_taken(client: redis.Redis, namespace: str, text: str) -> str:
+    """The first case that a script's shortcut takes and should leave, or the reverse."""
+    shortcut, machine, _ = text.partition("local answer = steady()")
+    assert machine, "the script has no shortcut"
+    # Without the machine behind it, it answers what it takes.
+    some = list(bounds())
+    alone = Script(client, namespace, shortcut + "return steady() and 'taken' or 'left'")
+    with closing(alone):
+        answers = alone.answers([bound.case for bound in some])
+    for bound, answer in zip(some, answers, strict=True):
+        if "".join(answer.reply) != ("taken" if bound.taken else "left"):
+            return f"{bound}: {answer.reply}"
+    return ""
 
 
 def quiet(**fields: Any) -> Circuit:

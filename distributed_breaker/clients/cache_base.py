@@ -1,0 +1,245 @@
+"""What a cache client is made of: connections, tiers, outbox; and how the tiers are kept warm."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import redis
+
+from ..breaker import CircuitBreaker
+from ..errors import CircuitBreakerOpenException
+from ..fallback.disk import DiskTier
+from ..fallback.memory import Entry
+from ..fallback.outbox import Outbox
+from ..fallback.tiers import Tiers
+from ..permit import Permit
+from ..policy import Policy, check_number
+from ..process import OwnLock, follow_process
+from ..sections import Cache, Circuit
+from .caretaker import Caretaker
+from .client import Client
+from .driving import Driver
+from .redis_guard import FAILURES, CacheOpenException, connect, connect_async, counts, refused
+
+MISSING: Any = object()
+MOST_LIVES = 10_000  # keys whose time to live is still to be asked for
+BATCH = 500
+
+
+class CacheBase(Driver, Client):
+    """The parts, and what they need of each other."""
+
+    section: Cache
+    _lock = OwnLock()
+
+    def __init__(
+        self,
+        name: str,
+        circuits: Mapping[str, CircuitBreaker],
+        section: Circuit,
+        explicit: Mapping[str, Any],
+    ) -> None:
+        super().__init__(name, circuits, section, explicit)
+        self._breaker = self.breaker
+        self._prefix = self.section.cache_key_prefix
+        self._store = connect(self.section)
+        self._stores: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._tiers = _tiers(self.section, self._folder())
+        self._outbox = Outbox(self._outbox_path(), attempts=1_000)
+        self._waits = True  # something may be in the outbox; the first look tells
+        self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
+        self._flights: dict[str, Future[Any]] = {}
+        self._counts: dict[str, int] = dict.fromkeys(
+            ("loads", "load_errors", "stale", "queued", "replayed", "superseded", "parked"), 0
+        )
+        self._said = ""  # of the outbox's trouble
+        self._caretaker: Caretaker | None = None
+        follow_process(self)
+
+    @staticmethod
+    def policy(policy: Policy) -> Policy:
+        """Only what says that Redis is unwell counts; a miss is a success."""
+        return replace(policy, record=FAILURES)
+
+    def configure(self, section: Circuit) -> None:
+        """Connect anew when where or how has changed; sizes and folders are read at the start."""
+        old, new = self.section, cast(Cache, section)
+        super().configure(section)
+        fields = ("address", "socket_timeout", "connection_timeout")
+        if any(getattr(old, name) != getattr(new, name) for name in fields):
+            self._store, self._stores = connect(new), weakref.WeakKeyDictionary()
+            self.__dict__.pop("_guarded", None)
+        self._prefix = new.cache_key_prefix
+
+    def _folder(self) -> Path:
+        """Of what is kept on disk: another Redis or another prefix has another one."""
+        where = urlsplit(self.section.address)
+        address = f"{where.hostname}:{where.port}{where.path}?{where.query} {self._prefix}"
+        mark = hashlib.sha256(address.encode()).hexdigest()[:8]
+        chosen = self.section.disk_cache_dir
+        base = Path(chosen) if chosen else _home("XDG_CACHE_HOME", ".cache")
+        return base / f"{self.name}-{mark}"
+
+    def _outbox_path(self) -> Path:
+        if self.section.outbox_path:
+            return Path(self.section.outbox_path)
+        state = _home("XDG_STATE_HOME", ".local/state")
+        return state / self._folder().name / "outbox.db"
+
+    # ------------------------------------------------------------------ keeping the tiers warm
+
+    def _keep(self, name: str, data: bytes) -> None:
+        """Redis has this value.  How long it lives is asked for later, once for each value."""
+        tiers = self._tiers
+        if tiers is None:
+            return
+        held = tiers.peek(name)
+        now = time.time()
+        if held is not None and held.data == data and now < held.fresh_until:
+            return
+        # Until that is known it counts as stale: it may be over at any moment.
+        tiers.put(name, Entry(data, now, now, now + self.section.stale_ttl))
+        self._lives.append((name, data))
+        if self._caretaker is None:
+            self._care()
+
+    def _missed(self, name: str, default: Any) -> Any:
+        tiers = self._tiers
+        if tiers is not None and tiers.peek(name) is not None:
+            tiers.delete(name)
+        return None if default is MISSING else default
+
+    def _put(self, name: str, data: bytes, life: float | None, *, durable: bool = False) -> None:
+        if self._tiers is not None:
+            now = time.time()
+            fresh = now + (self.section.default_ttl if life is None else life)
+            entry = Entry(data, now, fresh, fresh + self.section.stale_ttl)
+            self._tiers.put(name, entry, durable=durable)
+            self._care()
+
+    def _learn_lives(self) -> None:
+        """Ask for the times to live of what was read."""
+        tiers = self._tiers
+        asked: dict[str, bytes] = {}
+        while self._lives and len(asked) < BATCH:
+            name, data = self._lives.popleft()
+            asked[name] = data
+        if tiers is None or not asked:
+            return
+        names = list(asked)
+
+        def ask(store: Any) -> Any:
+            pipe = store.pipeline(transaction=False)
+            for name in names:
+                pipe.pttl(name)
+            return pipe.execute()
+
+        with ignoring_redis():
+            with self._breaker.guard():
+                lives = ask(self._store)
+            now = time.time()
+            for name, left in zip(names, lives, strict=True):
+                held = tiers.peek(name)
+                if held is None or held.data != asked[name] or left == -2:
+                    continue
+                # What lives for ever in Redis is fresh here for a while only: nobody would tell.
+                fresh = now + (self.section.default_ttl if left < 0 else left / 1000)
+                tiers.put(name, Entry(held.data, now, fresh, fresh + self.section.stale_ttl))
+
+    def _care(self) -> None:
+        """See to it that the caretaker lives, and looks soon."""
+        caretaker = self._caretaker
+        if caretaker is None:
+            with self._lock:
+                if self._caretaker is None:
+                    self._caretaker = Caretaker(self)
+                caretaker = self._caretaker
+        caretaker.wake()
+
+    def _round(self) -> bool:
+        """One round of the caretaker's; whether another one is to follow soon."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the rest
+
+    def forked(self) -> None:
+        """A child makes connections, locks and a caretaker of its own."""
+        self.__dict__.pop("_lock", None)
+        self._caretaker = None
+        self._flights = {}
+        self._stores = weakref.WeakKeyDictionary()
+
+    def _name(self, key: str) -> str:
+        if not isinstance(key, str):
+            raise TypeError(f"a key is a text, not {key!r}: decode it")
+        return self._prefix + key
+
+    def _life(self, ttl: float | None) -> float:
+        return self.section.default_ttl if ttl is None else check_number("ttl", ttl, 0.001, 1e10)
+
+    @staticmethod
+    def _stamp() -> int:
+        return time.time_ns() // 1_000
+
+    # ------------------------------------------------------------------ how Redis is asked
+
+    def _client(self) -> Any:
+        return self._store
+
+    def _client_async(self) -> Any:
+        """The client of the running event loop."""
+        loop = asyncio.get_running_loop()
+        store = self._stores.get(loop)
+        if store is None:
+            store = self._stores[loop] = connect_async(self.section)
+        return store
+
+    def _native(self, error: BaseException) -> BaseException:
+        """A refusal as redis-py's own error; any other as it is."""
+        if isinstance(error, CacheOpenException | redis.RedisError):
+            return error
+        return refused(error) if isinstance(error, CircuitBreakerOpenException) else error
+
+    def _failed(self, permit: Permit, error: Exception) -> None:
+        if isinstance(error, redis.ResponseError) and counts(error):
+            permit.failure(error)
+
+
+class ignoring_redis:  # noqa: N801 - a context manager
+    """The next round tries again."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> bool:
+        return isinstance(error, redis.RedisError | CircuitBreakerOpenException)
+
+
+def _home(variable: str, otherwise: str) -> Path:
+    base = os.environ.get(variable) or Path.home() / otherwise
+    return Path(base) / "distributed_breaker"
+
+
+def _tiers(section: Cache, folder: Path) -> Tiers | None:
+    if not (section.enable_memory_fallback or section.enable_disk_fallback):
+        return None
+    memory = section.enable_memory_fallback
+    disk = None
+    if section.enable_disk_fallback:
+        disk = DiskTier(folder, most_bytes=section.disk_cache_bytes)
+    most = round(section.memory_cache_bytes * section.max_memory_usage)
+    return Tiers(
+        most_items=section.memory_cache_size if memory else 1,
+        most_bytes=max(1, most) if memory else 1,
+        disk=disk,
+    )

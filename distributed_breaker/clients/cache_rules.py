@@ -1,0 +1,434 @@
+"""The rules of a cache client: in which order what is asked, who loads, and which changes wait.
+
+Each is written once, as a generator; see ``driving.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, Literal, NamedTuple, cast
+
+import redis
+
+from ..fallback.memory import Hit
+from ..fallback.outbox import OutboxError
+from .cache_base import MISSING, CacheBase, ignoring_redis
+from .cache_changes import Change, all_of, beside, decode, encode, ms, script, sha
+from .driving import Aside, Ask, Load, Pause, Rules
+from .redis_guard import counts, was_never_sent
+
+LOAD_LEASE = 30.0  # s that one process may load a key before others stop waiting for it
+LOAD_PAUSE = 0.05  # s between looks whether another process has loaded it
+
+Source = Literal["redis", "memory", "disk", "outbox", "loader", "default"]
+
+log = logging.getLogger("distributed_breaker")
+
+
+class Info(NamedTuple):
+    """A value, and where it comes from.
+
+    Attributes:
+        value: the value, or the default.
+        source: ``redis``, ``memory``, ``disk``, ``outbox`` (a change that waits for Redis),
+            ``loader`` or ``default``.
+        stale: whether it may be out of date: its time to live is over, or is not known.
+        age: seconds since it was last known to be Redis's; None when it comes from there, or is
+            new.
+    """
+
+    value: Any
+    source: Source
+    stale: bool = False
+    age: float | None = None
+
+
+class CacheRules(CacheBase):
+    """What ``CacheClient``'s methods carry out."""
+
+    # ------------------------------------------------------------------ reads
+
+    def _get(
+        self, key: str, default: Any, loader: Callable[[], Any] | None, ttl: float | None
+    ) -> Rules[Info]:
+        name = self._name(key)
+        if self._waits:
+            found = yield from self._waiting(name)
+            if found is not None:
+                if found.source == "outbox":
+                    return found
+                return (yield from self._behind(name, default, loader, ttl, None))
+        try:
+            data = yield Ask(lambda store: store.get(name))
+        except redis.RedisError as error:
+            return (yield from self._without(name, error, default, loader, ttl))
+        if data is not None:
+            self._keep(name, data)
+            return Info(decode(data), "redis")
+        missing = self._missed(name, default)
+        if loader is None:
+            return Info(missing, "default")
+        return (yield from self._load(name, loader, ttl, shared=True))
+
+    def _get_many(self, keys: Sequence[str], default: Any) -> Rules[dict[str, Any]]:
+        names = {key: self._name(key) for key in dict.fromkeys(keys)}
+        found: dict[str, Any] = {}
+        if self._waits:
+            for key, name in names.items():
+                known = yield from self._waiting(name)
+                if known is not None and known.source == "outbox":
+                    found[key] = known.value
+        asked = [key for key in names if key not in found]
+
+        def ask(store: Any) -> Any:
+            pipe = store.pipeline(transaction=False)
+            for key in asked:
+                pipe.get(names[key])
+            return pipe.execute()
+
+        try:
+            values = (yield Ask(ask)) if asked else []
+        except redis.RedisError as error:
+            if not counts(error):
+                raise
+            tiers = self._tiers
+            hits: dict[str, Hit] = {}
+            if tiers is not None:
+                wanted = [names[key] for key in asked]
+                hits = yield Aside(lambda: tiers.get_many(wanted, stale=True))
+            found |= {k: decode(hits[names[k]].entry.data) for k in asked if names[k] in hits}
+            if not found and default is MISSING and names:
+                raise
+        else:
+            for key, data in zip(asked, values, strict=True):
+                if data is not None:
+                    self._keep(names[key], data)
+                    found[key] = decode(data)
+                else:
+                    self._missed(names[key], None)
+        missing = () if default is MISSING else (key for key in names if key not in found)
+        return {key: found[key] for key in names if key in found} | dict.fromkeys(missing, default)
+
+    def _exists(self, key: str) -> Rules[bool]:
+        info = yield from self._ask_or_tiers(key, lambda store, name: store.exists(name))
+        return info.entry.stale_until > 0 if isinstance(info, Hit) else bool(info)
+
+    def _ttl(self, key: str) -> Rules[float | None]:
+        left = yield from self._ask_or_tiers(key, lambda store, name: store.pttl(name))
+        if isinstance(left, Hit):
+            return max(0.0, left.entry.fresh_until - time.time())
+        if left is None or left == -2:
+            return None
+        return math.inf if left == -1 else left / 1000
+
+    def _ask_or_tiers(self, key: str, ask: Callable[[Any, str], Any]) -> Rules[Any]:
+        """Redis's answer, or what the tiers know of the key; None where they know nothing of what
+        waits to be deleted."""
+        name = self._name(key)
+        if self._waits:
+            found = yield from self._waiting(name)
+            if found is not None:
+                return (yield from self._hit(name, stale=True))
+        try:
+            return (yield Ask(lambda store: ask(store, name)))
+        except redis.RedisError as error:
+            if not counts(error):
+                raise
+            hit = yield from self._hit(name, stale=True)
+            if hit is None:
+                raise
+            return hit
+
+    # ------------------------------------------------------------------ without Redis
+
+    def _without(
+        self,
+        name: str,
+        error: BaseException,
+        default: Any,
+        loader: Callable[[], Any] | None,
+        ttl: float | None,
+    ) -> Rules[Info]:
+        """Redis has failed, or was not asked."""
+        if not counts(error):
+            raise error
+        return (yield from self._behind(name, default, loader, ttl, error))
+
+    def _behind(
+        self,
+        name: str,
+        default: Any,
+        loader: Callable[[], Any] | None,
+        ttl: float | None,
+        error: BaseException | None,
+    ) -> Rules[Info]:
+        """What stands behind Redis: what is fresh, the loader, what is stale, the default."""
+        hit = yield from self._hit(name, stale=loader is None)
+        if hit is not None:
+            return self._from(hit)
+        if loader is not None:
+            try:
+                return (yield from self._load(name, loader, ttl, shared=False))
+            except Exception:
+                hit = yield from self._hit(name, stale=True)
+                if hit is None:
+                    raise
+                return self._from(hit)
+        if default is not MISSING:
+            return Info(default, "default")
+        if error is None:
+            return Info(None, "default")  # its deletion waits: that is a miss
+        raise error
+
+    def _from(self, hit: Hit) -> Info:
+        self._counts["stale"] += hit.stale
+        source: Source = "disk" if hit.tier == "disk" else "memory"
+        return Info(decode(hit.entry.data), source, hit.stale, hit.age)
+
+    def _hit(self, name: str, *, stale: bool) -> Rules[Hit | None]:
+        tiers = self._tiers
+        if tiers is None:
+            return None
+        hit = tiers.get_from_memory(name, stale=stale)
+        if hit is None and tiers.has_disk:
+            hit = yield Aside(lambda: tiers.get(name, stale=stale))
+        return hit
+
+    def _waiting(self, name: str) -> Rules[Info | None]:
+        """What the outbox says of a key: its value; or a default, if it is to be deleted or
+        changed in another way; None: nothing."""
+        if self._caretaker is None:
+            self._care()
+        if not os.path.exists(self._outbox.path):
+            return None
+        try:
+            entry = yield Aside(lambda: self._outbox.latest(self.name, name))
+        except OutboxError:
+            return None
+        if entry is None:
+            return None
+        payload = cast(dict[str, Any], entry.payload)
+        lives = payload["ttl"] is None or entry.created + payload["ttl"] / 1000 > time.time()
+        if entry.kind != "set" or not lives:
+            return Info(None, "default")
+        age = max(0.0, time.time() - entry.created)
+        return Info(json.loads(cast(str, payload["data"])), "outbox", False, age)
+
+    # ------------------------------------------------------------------ loading
+
+    def _load(
+        self, name: str, loader: Callable[[], Any], ttl: float | None, *, shared: bool
+    ) -> Rules[Info]:
+        """One load per key at a time: in this process, and (``shared``) in the fleet."""
+        while True:
+            with self._lock:
+                flight = self._flights.get(name)
+                mine = flight is None
+                if flight is None:
+                    flight = self._flights[name] = Future()
+            if not mine:
+                try:
+                    return Info((yield Pause(LOAD_LEASE, flight)), "loader")
+                except FutureTimeout:
+                    with self._lock:  # it hangs: the next one takes its place
+                        if self._flights.get(name) is flight:
+                            del self._flights[name]
+                    continue
+            try:
+                info = yield from self._load_alone(name, loader, ttl, shared)
+            except BaseException as error:
+                failed = error if isinstance(error, Exception) else RuntimeError("the load ended")
+                flight.set_exception(failed)
+                raise
+            else:
+                flight.set_result(info.value)
+                return info
+            finally:
+                with self._lock:
+                    if self._flights.get(name) is flight:
+                        del self._flights[name]
+
+    def _load_alone(
+        self, name: str, loader: Callable[[], Any], ttl: float | None, shared: bool
+    ) -> Rules[Info]:
+        lock, token, ours = beside(name, "l"), secrets.token_hex(8), False
+        end = time.monotonic() + LOAD_LEASE
+        while shared and not ours and time.monotonic() < end:
+            try:
+                ours = bool((yield Ask(lambda s: s.set(lock, token, nx=True, px=ms(LOAD_LEASE)))))
+                if not ours:
+                    yield Pause(LOAD_PAUSE)
+                    data = yield Ask(lambda store: store.get(name))
+                    if data is not None:
+                        self._keep(name, data)
+                        return Info(decode(data), "redis")
+            except redis.RedisError as error:
+                if not counts(error):
+                    raise
+                shared = False
+        try:
+            self._counts["loads"] += 1
+            try:
+                value = yield Load(loader)
+            except Exception:
+                self._counts["load_errors"] += 1
+                raise
+            data = encode(name, value)
+            if shared:
+                yield from self._change("set", name, data=data, ttl=ttl, waits=False)
+            self._put(name, data, self._life(ttl))
+            return Info(value, "loader")
+        finally:
+            if ours:
+                # Another's lock stays: only what this load has set is taken away.
+                with ignoring_redis():
+                    if (yield Ask(lambda store: store.get(lock))) == token.encode():
+                        yield Ask(lambda store: store.delete(lock))
+
+    # ------------------------------------------------------------------ changes
+
+    def _set(self, key: str, value: Any, ttl: float | None, durable: bool) -> Rules[bool]:
+        name = self._name(key)
+        data, life = encode(key, value), self._life(ttl)
+        done = yield from self._change("set", name, data=data, ttl=life)
+        if durable:
+            yield Aside(lambda: self._put(name, data, life, durable=True))
+        else:
+            self._put(name, data, life)
+        return done is not None
+
+    def _set_many(self, values: Mapping[str, Any], ttl: float | None) -> Rules[bool]:
+        life = self._life(ttl)
+        data = {self._name(key): encode(key, value) for key, value in values.items()}
+        done = yield from self._change_many(
+            [Change("set", name, self._stamp(), one, life) for name, one in data.items()]
+        )
+        for name, one in data.items():
+            self._put(name, one, life)
+        return done
+
+    def _delete(self, keys: Sequence[str]) -> Rules[bool]:
+        names = [self._name(key) for key in dict.fromkeys(keys)]
+        tiers = self._tiers
+        done = yield from self._change_many(
+            [Change("delete", name, self._stamp()) for name in names]
+        )
+        if tiers is not None:
+            yield Aside(lambda: tiers.delete_many(names))
+        return done
+
+    def _increment(self, key: str, amount: int, ttl: float | None) -> Rules[int | None]:
+        if isinstance(amount, bool) or not isinstance(amount, int):
+            raise TypeError(f"increment({key!r}): the amount {amount!r} must be a whole number")
+        name = self._name(key)
+        life = None if ttl is None else self._life(ttl)
+        sum_ = yield from self._change("increment", name, data=b"%d" % amount, ttl=life)
+        if sum_ is None:
+            hit = yield from self._hit(name, stale=True)
+            known = None if hit is None else decode(hit.entry.data)
+            if hit is None or not isinstance(known, int):
+                return None
+            sum_ = known + amount
+            left = max(0.001, hit.entry.fresh_until - time.time())
+            self._put(name, b"%d" % sum_, left)
+            return sum_
+        self._keep(name, b"%d" % sum_)
+        return cast(int, sum_)
+
+    def _expire(self, key: str, ttl: float) -> Rules[bool]:
+        name, life = self._name(key), self._life(ttl)
+        there = yield from self._change("expire", name, ttl=life)
+        hit = yield from self._hit(name, stale=True)
+        if hit is not None:
+            self._put(name, hit.entry.data, life)
+        return bool(there)
+
+    def _change(
+        self,
+        op: str,
+        name: str,
+        *,
+        data: bytes = b"",
+        ttl: float | None = None,
+        waits: bool = True,
+    ) -> Rules[Any]:
+        """Carry out one change; what Redis answers, or None: it waits."""
+        change = Change(op, name, self._stamp(), data, ttl)
+        try:
+            if self._waits and (yield from self._must_queue([change])):
+                return None
+            return (yield from self._carry_out(change))
+        except redis.RedisError as error:
+            if not counts(error) or not waits:
+                raise
+            if op == "increment" and not was_never_sent(error):
+                raise
+            yield from self._queue([change], error)
+            return None
+
+    def _change_many(self, changes: list[Change]) -> Rules[bool]:
+        if not changes:
+            return True
+        try:
+            if self._waits and (yield from self._must_queue(changes)):
+                return False
+            yield Ask(lambda store: all_of(store, changes))
+        except redis.exceptions.NoScriptError:
+            for change in changes:  # seldom: once after a start of Redis
+                yield from self._carry_out(change)
+        except redis.RedisError as error:
+            if not counts(error):
+                raise
+            yield from self._queue(changes, error)
+            return False
+        return True
+
+    def _carry_out(self, change: Change, replayed: str = "") -> Rules[Any]:
+        """Raises what Redis says; see ``lua/cache.lua``."""
+        keys, words = change.words(replayed)
+        try:
+            reply = yield Ask(lambda store: store.evalsha(sha(), len(keys), *keys, *words))
+        except redis.exceptions.NoScriptError:
+            reply = yield Ask(lambda store: store.eval(script(), len(keys), *keys, *words))
+        verdict, value = reply
+        if verdict == b"newer":
+            self._counts["superseded"] += 1
+        return value
+
+    def _must_queue(self, changes: list[Change]) -> Rules[bool]:
+        """Whether an older change of one of the keys still waits, so that these wait behind it."""
+        outbox = self._outbox
+        keys = [change.name for change in changes]
+        if self._caretaker is None:
+            self._care()
+        if not os.path.exists(outbox.path):
+            return False
+        try:
+            held = yield Aside(lambda: any(outbox.holds(self.name, key) for key in keys))
+        except OutboxError:
+            return False
+        if held:
+            yield from self._queue(changes, None)
+        return bool(held)
+
+    def _queue(self, changes: list[Change], error: BaseException | None) -> Rules[None]:
+        outbox = self._outbox
+        items = [(c.op, c.payload(), c.name) for c in changes]
+        try:
+            yield Aside(lambda: outbox.add_many(self.name, items))
+        except OutboxError as full:
+            if error is None:
+                raise
+            log.error("%s: a change is lost: %s", self.name, full)
+            raise error from full
+        self._counts["queued"] += len(changes)
+        self._waits = True
+        self._care()
