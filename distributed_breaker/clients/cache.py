@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
 
-from ..fallback.outbox import Entry, OutboxError, Parked
+from ..fallback.outbox import Entry, Parked
 from .cache_base import MISSING
 from .cache_changes import Change, decode
 from .cache_rules import CacheRules, Info
@@ -59,7 +58,7 @@ class CacheClient(CacheRules):
                 stored.  Of many callers at once one loads, in the whole fleet while Redis answers.
             ttl: seconds for which a loaded value lives; None: the section's ``default_ttl``.
         """
-        if loader is None and not self._waits:
+        if loader is None and not self._queue.possible:
             # What _get does, for the most frequent of all calls.
             name = self._prefix + key
             try:
@@ -210,15 +209,13 @@ class CacheClient(CacheRules):
 
     # ------------------------------------------------------------------ bringing back what waits
 
-    def replay(self, limit: int = 1_000) -> int:
+    def replay(self) -> int:
         """Carry out what waits, as far as Redis takes it; done by itself while the client lives.
 
         Returns:
             How many changes were carried out by this process.
         """
-        done = self._outbox.replay(self.name, self._deliver, limit=limit, seconds=5.0)
-        self._waits = done.left > 0
-        self._counts["replayed"] += done.delivered
+        done = self._queue.replay()
         self._counts["parked"] += done.parked
         return done.delivered
 
@@ -229,36 +226,11 @@ class CacheClient(CacheRules):
             raise Parked(f"it is no change of a cache: {error!r}") from error
         try:
             self._drive(self._carry_out(change, replayed=entry.uid))
+            self._counts["replayed"] += 1
         except redis.RedisError as error:
             if counts(error):
                 raise
             raise Parked(f"{type(error).__name__}: {error}") from error
-
-    def _round(self) -> bool:
-        """One round of the caretaker's; whether another one is to follow soon."""
-        if self._lives:
-            self._learn_lives()
-        if self._waits and not self._replay_if_possible():
-            return False
-        return self._waits or bool(self._lives)
-
-    def _replay_if_possible(self) -> bool:
-        """Whether the outbox can be used."""
-        if not os.path.exists(self._outbox.path):
-            self._waits = False
-            return True
-        # Once the circuit is due, what waits is tried as a probe, so no traffic is needed.
-        if self._breaker.refusing:
-            return True
-        try:
-            self.replay()
-        except OutboxError as error:
-            if str(error) != self._said:
-                log.warning("%s: what waits cannot be replayed: %s", self.name, error)
-            self._said = str(error)
-            return False
-        self._said = ""
-        return True
 
     # ------------------------------------------------------------------ the rest
 
@@ -279,17 +251,15 @@ class CacheClient(CacheRules):
         """What there is to know of the tiers and of what waits, as dictionaries and numbers."""
         return {
             "tiers": None if self._tiers is None else self._tiers.stats(),
-            "outbox": self._outbox.stats(),
+            "outbox": self._queue.outbox.stats(),
             **self._counts,
         }
 
     def close(self) -> None:
         """Write what the disk tier has not got yet, and let go of files and connections."""
-        if self._caretaker is not None:
-            self._caretaker.close()
         if self._tiers is not None:
             self._tiers.close()
-        self._outbox.close()
+        self._queue.close()
         self._store.close()
 
     async def aclose(self) -> None:

@@ -21,16 +21,17 @@ from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..fallback.disk import DiskTier
 from ..fallback.memory import Entry
+from ..fallback.outbox import Entry as Waits
 from ..fallback.outbox import Outbox
 from ..fallback.tiers import Tiers
 from ..permit import Permit
 from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
 from ..sections import Cache, Circuit
-from .caretaker import Caretaker
 from .client import Client
 from .driving import Driver
 from .redis_guard import FAILURES, CacheOpenException, connect, connect_async, counts, refused
+from .waiting import Waiting
 
 MISSING: Any = object()
 MOST_LIVES = 10_000  # keys whose time to live is still to be asked for
@@ -56,15 +57,13 @@ class CacheBase(Driver, Client):
         self._store = connect(self.section)
         self._stores: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._tiers = _tiers(self.section, self._folder())
-        self._outbox = Outbox(self._outbox_path(), attempts=1_000)
-        self._waits = True  # something may be in the outbox; the first look tells
+        outbox = Outbox(self._outbox_path(), attempts=1_000)
+        self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._learn_lives)
         self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
         self._flights: dict[str, Future[Any]] = {}
         self._counts: dict[str, int] = dict.fromkeys(
             ("loads", "load_errors", "stale", "queued", "replayed", "superseded", "parked"), 0
         )
-        self._said = ""  # of the outbox's trouble
-        self._caretaker: Caretaker | None = None
         follow_process(self)
 
     @staticmethod
@@ -111,8 +110,8 @@ class CacheBase(Driver, Client):
         # Until that is known it counts as stale: it may be over at any moment.
         tiers.put(name, Entry(data, now, now, now + self.section.stale_ttl))
         self._lives.append((name, data))
-        if self._caretaker is None:
-            self._care()
+        if len(self._lives) == 1:
+            self._queue.care()
 
     def _missed(self, name: str, default: Any) -> Any:
         tiers = self._tiers
@@ -126,17 +125,16 @@ class CacheBase(Driver, Client):
             fresh = now + (self.section.default_ttl if life is None else life)
             entry = Entry(data, now, fresh, fresh + self.section.stale_ttl)
             self._tiers.put(name, entry, durable=durable)
-            self._care()
 
-    def _learn_lives(self) -> None:
-        """Ask for the times to live of what was read."""
+    def _learn_lives(self) -> bool:
+        """Ask for the times to live of what was read; whether there is more."""
         tiers = self._tiers
         asked: dict[str, bytes] = {}
         while self._lives and len(asked) < BATCH:
             name, data = self._lives.popleft()
             asked[name] = data
         if tiers is None or not asked:
-            return
+            return False
         names = list(asked)
 
         def ask(store: Any) -> Any:
@@ -156,19 +154,10 @@ class CacheBase(Driver, Client):
                 # What lives for ever in Redis is fresh here for a while only: nobody would tell.
                 fresh = now + (self.section.default_ttl if left < 0 else left / 1000)
                 tiers.put(name, Entry(held.data, now, fresh, fresh + self.section.stale_ttl))
+        return bool(self._lives)
 
-    def _care(self) -> None:
-        """See to it that the caretaker lives, and looks soon."""
-        caretaker = self._caretaker
-        if caretaker is None:
-            with self._lock:
-                if self._caretaker is None:
-                    self._caretaker = Caretaker(self)
-                caretaker = self._caretaker
-        caretaker.wake()
-
-    def _round(self) -> bool:
-        """One round of the caretaker's; whether another one is to follow soon."""
+    def _deliver(self, entry: Waits) -> None:
+        """Carry out a change that has waited."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ the rest
@@ -176,7 +165,7 @@ class CacheBase(Driver, Client):
     def forked(self) -> None:
         """A child makes connections, locks and a caretaker of its own."""
         self.__dict__.pop("_lock", None)
-        self._caretaker = None
+        self._queue.forked()
         self._flights = {}
         self._stores = weakref.WeakKeyDictionary()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +59,7 @@ class CacheRules(CacheBase):
         self, key: str, default: Any, loader: Callable[[], Any] | None, ttl: float | None
     ) -> Rules[Info]:
         name = self._name(key)
-        if self._waits:
+        if self._queue.possible:
             found = yield from self._waiting(name)
             if found is not None:
                 if found.source == "outbox":
@@ -81,7 +80,7 @@ class CacheRules(CacheBase):
     def _get_many(self, keys: Sequence[str], default: Any) -> Rules[dict[str, Any]]:
         names = {key: self._name(key) for key in dict.fromkeys(keys)}
         found: dict[str, Any] = {}
-        if self._waits:
+        if self._queue.possible:
             for key, name in names.items():
                 known = yield from self._waiting(name)
                 if known is not None and known.source == "outbox":
@@ -133,7 +132,7 @@ class CacheRules(CacheBase):
         """Redis's answer, or what the tiers know of the key; None where they know nothing of what
         waits to be deleted."""
         name = self._name(key)
-        if self._waits:
+        if self._queue.possible:
             found = yield from self._waiting(name)
             if found is not None:
                 return (yield from self._hit(name, stale=True))
@@ -205,14 +204,8 @@ class CacheRules(CacheBase):
     def _waiting(self, name: str) -> Rules[Info | None]:
         """What the outbox says of a key: its value; or a default, if it is to be deleted or
         changed in another way; None: nothing."""
-        if self._caretaker is None:
-            self._care()
-        if not os.path.exists(self._outbox.path):
-            return None
-        try:
-            entry = yield Aside(lambda: self._outbox.latest(self.name, name))
-        except OutboxError:
-            return None
+        queue = self._queue
+        entry = (yield Aside(lambda: queue.latest(name))) if queue.file_exists else None
         if entry is None:
             return None
         payload = cast(dict[str, Any], entry.payload)
@@ -363,7 +356,7 @@ class CacheRules(CacheBase):
         """Carry out one change; what Redis answers, or None: it waits."""
         change = Change(op, name, self._stamp(), data, ttl)
         try:
-            if self._waits and (yield from self._must_queue([change])):
+            if self._queue.possible and (yield from self._must_queue([change])):
                 return None
             return (yield from self._carry_out(change))
         except redis.RedisError as error:
@@ -371,14 +364,14 @@ class CacheRules(CacheBase):
                 raise
             if op == "increment" and not was_never_sent(error):
                 raise
-            yield from self._queue([change], error)
+            yield from self._let_wait([change], error)
             return None
 
     def _change_many(self, changes: list[Change]) -> Rules[bool]:
         if not changes:
             return True
         try:
-            if self._waits and (yield from self._must_queue(changes)):
+            if self._queue.possible and (yield from self._must_queue(changes)):
                 return False
             yield Ask(lambda store: all_of(store, changes))
         except redis.exceptions.NoScriptError:
@@ -387,7 +380,7 @@ class CacheRules(CacheBase):
         except redis.RedisError as error:
             if not counts(error):
                 raise
-            yield from self._queue(changes, error)
+            yield from self._let_wait(changes, error)
             return False
         return True
 
@@ -405,30 +398,20 @@ class CacheRules(CacheBase):
 
     def _must_queue(self, changes: list[Change]) -> Rules[bool]:
         """Whether an older change of one of the keys still waits, so that these wait behind it."""
-        outbox = self._outbox
-        keys = [change.name for change in changes]
-        if self._caretaker is None:
-            self._care()
-        if not os.path.exists(outbox.path):
-            return False
-        try:
-            held = yield Aside(lambda: any(outbox.holds(self.name, key) for key in keys))
-        except OutboxError:
-            return False
+        queue = self._queue
+        names = [change.name for change in changes]
+        held = queue.file_exists and (yield Aside(lambda: queue.holds(names)))
         if held:
-            yield from self._queue(changes, None)
+            yield from self._let_wait(changes, None)
         return bool(held)
 
-    def _queue(self, changes: list[Change], error: BaseException | None) -> Rules[None]:
-        outbox = self._outbox
+    def _let_wait(self, changes: list[Change], error: BaseException | None) -> Rules[None]:
         items = [(c.op, c.payload(), c.name) for c in changes]
         try:
-            yield Aside(lambda: outbox.add_many(self.name, items))
+            yield Aside(lambda: self._queue.add_many(items))
         except OutboxError as full:
             if error is None:
                 raise
             log.error("%s: a change is lost: %s", self.name, full)
             raise error from full
         self._counts["queued"] += len(changes)
-        self._waits = True
-        self._care()

@@ -203,7 +203,7 @@ def test_a_change_behind_one_that_waits_waits_too(
     other.breaker.force_open(reason="nothing is replayed yet")
     cache_server.restart()
     other.breaker.release(reason="go on")
-    other._waits = True
+    other._queue.possible = True
     other.set("k", 2)
     cache.breaker.release(reason="go on")
     wait_until(lambda: nothing_waits(cache, other))
@@ -212,8 +212,10 @@ def test_a_change_behind_one_that_waits_waits_too(
 
 def test_a_replayed_increment_counts_once(cache: CacheClient, raw: redis.Redis) -> None:
     """A process may die between the delivery and its note."""
-    cache._outbox.add("api.cache", "increment", {"stamp": 1, "data": "5", "ttl": None}, key="n")
-    (entry,) = cache._outbox.entries()
+    cache._queue.outbox.add(
+        "api.cache", "increment", {"stamp": 1, "data": "5", "ttl": None}, key="n"
+    )
+    (entry,) = cache._queue.outbox.entries()
     cache._deliver(entry)
     cache._deliver(entry)
     cache.replay()
@@ -240,7 +242,7 @@ def test_what_waited_too_long_is_deleted_rather_than_written(
     for key, stamp, ttl in (("old", 1_000_000, None), ("over", 1_700_000_000_000_000, 1)):
         raw.set(key, "0")
         payload = {"stamp": stamp, "data": "1", "ttl": ttl}
-        cache._outbox.add("api.cache", "set", payload, key=key)
+        cache._queue.outbox.add("api.cache", "set", payload, key=key)
     cache.replay()
     assert raw.mget("old", "over") == [None, None]
 
@@ -248,11 +250,11 @@ def test_what_waited_too_long_is_deleted_rather_than_written(
 def test_what_cannot_be_carried_out_is_parked(cache: CacheClient, raw: redis.Redis) -> None:
     raw.lpush("list", 1)
     payload = {"stamp": 2, "data": "1", "ttl": None}
-    cache._outbox.add("api.cache", "increment", payload, key="list")
-    cache._outbox.add("api.cache", "dance", payload, key="k")
-    cache._outbox.add("api.cache", "set", {"nothing": 1}, key="k")
+    cache._queue.outbox.add("api.cache", "increment", payload, key="list")
+    cache._queue.outbox.add("api.cache", "dance", payload, key="k")
+    cache._queue.outbox.add("api.cache", "set", {"nothing": 1}, key="k")
     cache.replay()
-    parked = cache._outbox.entries(parked=True)
+    parked = cache._queue.outbox.entries(parked=True)
     assert ["WRONGTYPE" in entry.error for entry in parked] == [True, False, False]
     assert cache.health()["parked"] == 3
 
@@ -260,7 +262,7 @@ def test_what_cannot_be_carried_out_is_parked(cache: CacheClient, raw: redis.Red
 def test_a_full_outbox_is_no_silent_loss(
     cache: CacheClient, cache_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache._outbox, "_most_entries", 2)
+    monkeypatch.setattr(cache._queue.outbox, "_most_entries", 2)
     cache_server.kill()
     cache.set("a", 1)
     cache.set("b", 1)

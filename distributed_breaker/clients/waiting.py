@@ -1,0 +1,171 @@
+"""What of one client waits in an outbox, and the thread that looks after it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+
+from ..breaker import CircuitBreaker
+from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Replayed
+from ..process import OwnLock
+from ..workers import start_thread
+
+SOON, LATER = 0.1, 1.0  # s between two rounds: while something waits, and else
+MOST, LONGEST = 1_000, 5.0  # deliveries, and seconds, in one round
+
+log = logging.getLogger("distributed_breaker")
+
+
+class Waiting:
+    """One topic of an outbox, whose entries are delivered once its circuit admits that.
+
+    Args:
+        outbox: where they wait; it belongs to this object from now on.
+        topic: which.
+        breaker: while it refuses, nothing is delivered.
+        deliver: see ``Outbox.replay``.
+        also: what the thread does in each round beside that; whether it is to be done again soon.
+    """
+
+    _lock = OwnLock()
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        topic: str,
+        breaker: CircuitBreaker,
+        deliver: Callable[[Entry], object],
+        also: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.outbox = outbox
+        self.possible = True
+        """Whether something may wait, as far as this process knows; the first look tells."""
+        self._topic = topic
+        self._breaker = breaker
+        self._deliver = deliver
+        self._also = also
+        self._said = ""
+        self._thread: _Thread | None = None
+
+    @property
+    def file_exists(self) -> bool:
+        """Whether anything has ever waited.  What only looks makes no file."""
+        if self._thread is None:
+            self.care()
+        return os.path.exists(self.outbox.path)
+
+    def add_many(self, items: Iterable[tuple[str, JsonValue, str]]) -> None:
+        """Have these wait: kind, payload, key.
+
+        Raises:
+            OutboxError: they cannot be kept.
+        """
+        self.outbox.add_many(self._topic, items)
+        self.possible = True
+        self.care()
+
+    def latest(self, key: str) -> Entry | None:
+        """The newest one of a key; None as well if the file cannot be read."""
+        try:
+            return self.outbox.latest(self._topic, key) if self.file_exists else None
+        except OutboxError:
+            return None
+
+    def holds(self, keys: Iterable[str]) -> bool:
+        """Whether one of any of these keys waits; not, if the file cannot be read."""
+        try:
+            return self.file_exists and any(self.outbox.holds(self._topic, key) for key in keys)
+        except OutboxError:
+            return False
+
+    def count(self) -> int:
+        """How many wait.
+
+        Raises:
+            OutboxError: the file cannot be read.
+        """
+        return self.outbox.waiting(self._topic) if self.file_exists else 0
+
+    def replay(self) -> Replayed:
+        """Deliver what waits; done by itself.  Raises as ``Outbox.replay``."""
+        done = self.outbox.replay(self._topic, self._deliver, limit=MOST, seconds=LONGEST)
+        self.possible = done.left > 0
+        return done
+
+    def care(self) -> None:
+        """See to it that the thread lives, and looks soon."""
+        thread = self._thread
+        if thread is None:
+            with self._lock:
+                thread = self._thread = self._thread or _Thread(self)
+        thread.wake()
+
+    def round(self) -> bool:
+        """One round of the thread's; whether another one is to follow soon."""
+        again = self._also()
+        if self.possible and not os.path.exists(self.outbox.path):
+            self.possible = False
+        # Once the circuit is due, what waits is tried as a probe, so no traffic is needed.
+        if self.possible and not self._breaker.refusing:
+            try:
+                self.replay()
+                self._said = ""
+            except OutboxError as error:
+                if str(error) != self._said:
+                    log.warning("what waits for %s stays there: %s", self._breaker.name, error)
+                self._said = str(error)
+                return again
+        return again or self.possible
+
+    def close(self) -> None:
+        """End the thread and close the file; what waits stays there.  Safe to call twice."""
+        if self._thread is not None:
+            self._thread.close()
+        self.outbox.close()
+
+    def forked(self) -> None:
+        """A child has a thread of its own."""
+        vars(self).pop("_lock", None)
+        self._thread = None
+
+
+class _Thread:
+    """Makes rounds until it is closed, or nobody holds what it looks after any more."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = weakref.ref(waiting)
+        self._wake = threading.Event()
+        self._ended = False
+        try:
+            self._thread: threading.Thread | None = start_thread("circuit-breaker-care", self._run)
+        except RuntimeError:
+            self._thread = None
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def _run(self) -> None:
+        soon = True
+        while not self._ended:
+            waiting = self._waiting()
+            if waiting is None:
+                return
+            try:
+                soon = waiting.round()
+            except Exception:
+                log.exception("what waits is looked after again soon, after a defect")
+            del waiting
+            self._wake.clear()
+            # What is put wakes it; rounds are not made more often than that, whatever comes.
+            time.sleep(SOON)
+            self._wake.wait(0 if soon else LATER)
+
+    def close(self) -> None:
+        self._ended = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(1.0)
