@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from . import examine, look, settings, step_in
+from . import examine, look, settings, step_in, waiting
 from .options import Commands, command
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _of_settings = typer.Typer(help="Look at the configuration file.", no_args_is_help=True)
+_of_waiting = typer.Typer(help="Look after what waits on this host.", no_args_is_help=True)
 
 _function: Callable[..., int]
 for _function in (
@@ -29,3 +30,6 @@ for _function in (
 app.add_typer(_of_settings, name="config")
 for _function in (settings.show, settings.validate, settings.schema, settings.diff):
     _of_settings.command(_function.__name__)(command(_function))
+app.add_typer(_of_waiting, name="outbox")
+for _function in (waiting.list_, waiting.replay, waiting.purge):
+    _of_waiting.command(_function.__name__.strip("_"))(command(_function))

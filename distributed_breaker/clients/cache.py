@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from ..fallback.outbox import Entry, Parked
+from ..fallback.outbox import Entry, Outbox, Parked, Replayed
 from .cache_base import MISSING
 from .cache_changes import Change, decode
 from .cache_rules import CacheRules, Info
@@ -209,15 +209,9 @@ class CacheClient(CacheRules):
 
     # ------------------------------------------------------------------ bringing back what waits
 
-    def replay(self) -> int:
-        """Carry out what waits, as far as Redis takes it; done by itself while the client lives.
-
-        Returns:
-            How many changes were carried out by this process.
-        """
-        done = self._queue.replay()
-        self._counts["parked"] += done.parked
-        return done.delivered
+    def replay(self) -> Replayed:
+        """Carry out what waits, as far as Redis takes it; done by itself while the client lives."""
+        return self._queue.replay()
 
     def _deliver(self, entry: Entry) -> None:
         try:
@@ -227,9 +221,12 @@ class CacheClient(CacheRules):
         try:
             self._drive(self._carry_out(change, replayed=entry.uid))
             self._counts["replayed"] += 1
+        except (redis.TimeoutError, redis.exceptions.OutOfMemoryError):
+            raise  # it may be this change that is too much, so in the end it is parked
         except redis.RedisError as error:
             if counts(error):
-                raise
+                # Redis is away, which is held against no change, however long it lasts.
+                raise CacheOpenException(self._breaker.name, reason="it has just failed") from error
             raise Parked(f"{type(error).__name__}: {error}") from error
 
     # ------------------------------------------------------------------ the rest
@@ -246,6 +243,11 @@ class CacheClient(CacheRules):
     def redis_async(self) -> Any:
         """The same for the running event loop."""
         return guarded_async(connect_async(self.section), self._breaker)
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where changes wait while Redis is away."""
+        return self._queue.outbox
 
     def health(self) -> dict[str, Any]:
         """What there is to know of the tiers and of what waits, as dictionaries and numbers."""

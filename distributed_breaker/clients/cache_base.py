@@ -56,13 +56,13 @@ class CacheBase(Driver, Client):
         self._prefix = self.section.cache_key_prefix
         self._store = connect(self.section)
         self._stores: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self._tiers = _tiers(self.section, self._folder())
-        outbox = Outbox(self._outbox_path(), attempts=1_000)
+        self._tiers = _tiers(self.section, folder_of(name, self.section))
+        outbox = outbox_of(name, self.section)
         self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._learn_lives)
         self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
         self._flights: dict[str, Future[Any]] = {}
         self._counts: dict[str, int] = dict.fromkeys(
-            ("loads", "load_errors", "stale", "queued", "replayed", "superseded", "parked"), 0
+            ("loads", "load_errors", "stale", "queued", "replayed", "superseded"), 0
         )
         follow_process(self)
 
@@ -80,21 +80,6 @@ class CacheBase(Driver, Client):
             self._store, self._stores = connect(new), weakref.WeakKeyDictionary()
             self.__dict__.pop("_guarded", None)
         self._prefix = new.cache_key_prefix
-
-    def _folder(self) -> Path:
-        """Of what is kept on disk: another Redis or another prefix has another one."""
-        where = urlsplit(self.section.address)
-        address = f"{where.hostname}:{where.port}{where.path}?{where.query} {self._prefix}"
-        mark = hashlib.sha256(address.encode()).hexdigest()[:8]
-        chosen = self.section.disk_cache_dir
-        base = Path(chosen) if chosen else _home("XDG_CACHE_HOME", ".cache")
-        return base / f"{self.name}-{mark}"
-
-    def _outbox_path(self) -> Path:
-        if self.section.outbox_path:
-            return Path(self.section.outbox_path)
-        state = _home("XDG_STATE_HOME", ".local/state")
-        return state / self._folder().name / "outbox.db"
 
     # ------------------------------------------------------------------ keeping the tiers warm
 
@@ -212,6 +197,25 @@ class ignoring_redis:  # noqa: N801 - a context manager
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> bool:
         return isinstance(error, redis.RedisError | CircuitBreakerOpenException)
+
+
+def folder_of(name: str, section: Cache) -> Path:
+    """Where a cache's disk tier lies: another Redis or another prefix has another folder."""
+    where = urlsplit(section.address)
+    address = f"{where.hostname}:{where.port}{where.path}?{where.query} {section.cache_key_prefix}"
+    mark = hashlib.sha256(address.encode()).hexdigest()[:8]
+    chosen = section.disk_cache_dir
+    base = Path(chosen) if chosen else _home("XDG_CACHE_HOME", ".cache")
+    return base / f"{name}-{mark}"
+
+
+def outbox_of(name: str, section: Cache) -> Outbox:
+    """Where a cache's changes wait."""
+    path = section.outbox_path
+    if not path:
+        state = _home("XDG_STATE_HOME", ".local/state")
+        path = str(state / folder_of(name, section).name / "outbox.db")
+    return Outbox(path, backoff_max=5.0)
 
 
 def _home(variable: str, otherwise: str) -> Path:

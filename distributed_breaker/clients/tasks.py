@@ -98,7 +98,9 @@ class TaskQueue:
             raise
         except Exception as error:
             if self._breaker.policy.outcome_of(error) is Outcome.FAILURE:
-                raise
+                # The broker is away, which is held against no task, however long it lasts.
+                name = self._breaker.name
+                raise CircuitBreakerOpenException(name, reason="it has just failed") from error
             raise Parked(f"{type(error).__name__}: {error}") from error
 
     def _some_wait(self) -> bool:

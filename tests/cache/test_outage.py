@@ -256,7 +256,7 @@ def test_what_cannot_be_carried_out_is_parked(cache: CacheClient, raw: redis.Red
     cache.replay()
     parked = cache._queue.outbox.entries(parked=True)
     assert ["WRONGTYPE" in entry.error for entry in parked] == [True, False, False]
-    assert cache.health()["parked"] == 3
+    assert cache.health()["outbox"]["topics"]["api.cache"]["parked"] == 3
 
 
 def test_a_full_outbox_is_no_silent_loss(

@@ -1,0 +1,179 @@
+"""The commands that look after what waits on this host: outbox list, replay, purge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from .. import config
+from ..clients.cache import CacheClient
+from ..clients.cache_base import outbox_of
+from ..fallback.outbox import Outbox, OutboxError
+from ..monitoring.report import iso
+from ..sections import circuit_names
+from ..services import Services
+from .options import Environment, File, Json, OneService
+from .terminal import HEALTHY, UNHEALTHY, USAGE, FailureError, show_json
+
+Parked = Annotated[bool, typer.Option("--parked", help="Only what was put aside.")]
+LIMIT = 100
+LONGEST = 1.0  # s that a replay waits for a topic that is left alone
+
+
+def list_(
+    service: OneService = None,
+    file: File = None,
+    environment: Environment = None,
+    parked: Parked = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Of entries per outbox.")] = LIMIT,
+    as_json: Json = False,
+) -> int:
+    """What waits for its dependency on this host, without its values."""
+    shown: dict[str, Any] = {}
+    for name, outbox in _outboxes(file, environment, service):
+        try:
+            entries = outbox.entries(name, parked=True if parked else None, limit=limit)
+        except OutboxError as error:
+            raise FailureError(str(error), UNHEALTHY) from error
+        stats = outbox.stats()
+        shown[name] = {
+            "path": outbox.path,
+            **stats["topics"].get(name, {"waiting": 0, "parked": 0, "bytes": 0, "oldest": None}),
+            "damaged": stats["damaged"],
+            "entries": [
+                {
+                    "id": entry.id,
+                    "kind": entry.kind,
+                    "key": entry.key,
+                    "created": iso(entry.created),
+                    "attempts": entry.attempts,
+                    "parked": entry.parked,
+                    "error": entry.error,
+                }
+                for entry in entries
+            ],
+        }
+    if as_json:
+        show_json({"outboxes": shown})
+        return HEALTHY
+    for name, found in shown.items():
+        typer.echo(f"{name}: {found['waiting']} wait, {found['parked']} parked ({found['path']})")
+        for entry in found["entries"]:
+            state = "parked" if entry["parked"] else "waits"
+            why = f" {entry['error']}" if entry["error"] else ""
+            row = f"{entry['id']} {entry['created']} {entry['kind']} {entry['key']} {state}"
+            typer.echo(f"  {row} attempts={entry['attempts']}{why}")
+    return HEALTHY
+
+
+def replay(
+    service: OneService = None,
+    file: File = None,
+    environment: Environment = None,
+    parked: Parked = False,
+    as_json: Json = False,
+) -> int:
+    """Carry out what waits, now; with --parked also what was put aside. Processes of the service do
+    it by themselves. Exits with 1 if something still waits."""
+    done: dict[str, Any] = {}
+    with _services(file, environment) as services:
+        for name in _caches(services.configuration, service):
+            client = services.client("cache", name.partition(".")[0])
+            assert isinstance(client, CacheClient)
+            outbox = client.outbox
+            try:
+                if parked:
+                    outbox.retry(topic=name)
+                replayed = client.replay()
+                if replayed.left and replayed.wait <= LONGEST:
+                    # It was left alone after a failure, which an operator has perhaps just mended.
+                    time.sleep(replayed.wait)
+                    replayed = client.replay()
+            except OutboxError as error:
+                raise FailureError(str(error), UNHEALTHY) from error
+            done[name] = {"carried_out": replayed.delivered, "waiting": replayed.left}
+    if as_json:
+        show_json({"outboxes": done})
+    else:
+        for name, found in done.items():
+            typer.echo(f"{name}: {found['carried_out']} carried out, {found['waiting']} still wait")
+    return UNHEALTHY if any(found["waiting"] for found in done.values()) else HEALTHY
+
+
+def purge(
+    service: Annotated[str, typer.Option("--service", "-s", help="Of this service.")],
+    file: File = None,
+    environment: Environment = None,
+    ids: Annotated[
+        list[int] | None, typer.Option("--id", help="Only this one; may be given several times.")
+    ] = None,
+    parked: Parked = False,
+    everything: Annotated[bool, typer.Option("--all", help="All that waits, too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Throw away what waits, for good."""
+    if not (ids or parked or everything):
+        raise FailureError("say what to throw away: --id, --parked or --all", USAGE)
+    purged = {}
+    for name, outbox in _outboxes(file, environment, service):
+        try:
+            purged[name] = outbox.purge(ids or None, name, parked_only=parked)
+        except OutboxError as error:
+            raise FailureError(str(error), UNHEALTHY) from error
+    if as_json:
+        show_json({"purged": purged})
+    else:
+        for name, count in purged.items():
+            typer.echo(f"{name}: {count} thrown away")
+    return HEALTHY
+
+
+# ---------------------------------------------------------------------------- finding them
+
+
+def _caches(configuration: config.Configuration, service: str | None) -> list[str]:
+    with_cache = [s for s, parts in configuration.services.items() if parts.cache is not None]
+    if service is not None and service not in with_cache:
+        raise FailureError(f"service {service!r} has no cache", USAGE, with_cache)
+    chosen = with_cache if service is None else [service]
+    return [name for one in chosen for name in circuit_names(one, "cache").values()]
+
+
+def _outboxes(
+    file: File, environment: Environment, service: str | None
+) -> Iterator[tuple[str, Outbox]]:
+    values = _load(file, environment)
+    for name in _caches(values, service):
+        section = values.services[name.partition(".")[0]].cache
+        assert section is not None
+        outbox = outbox_of(name, section)
+        try:
+            yield name, outbox
+        finally:
+            outbox.close()
+
+
+def _load(file: File, environment: Environment) -> config.Configuration:
+    try:
+        return config.load(file, environment=environment).configuration
+    except config.ConfigurationError as error:
+        raise FailureError(str(error), USAGE) from error
+
+
+class _services:  # noqa: N801 - a context manager
+    """The services of the file, for as long as a command takes."""
+
+    def __init__(self, file: File, environment: Environment) -> None:
+        try:
+            self._services = Services(file, environment=environment)
+        except config.ConfigurationError as error:
+            raise FailureError(str(error), USAGE) from error
+
+    def __enter__(self) -> Services:
+        return self._services
+
+    def __exit__(self, *_: object) -> None:
+        self._services.close()
