@@ -61,9 +61,9 @@ class CacheRules(CacheBase):
         name = self._name(key)
         if self._queue.possible:
             found = yield from self._waiting(name)
+            if found is not None and found.source == "outbox":
+                return found
             if found is not None:
-                if found.source == "outbox":
-                    return found
                 return (yield from self._behind(name, default, loader, ttl, None))
         try:
             data = yield Ask(lambda store: store.get(name))
@@ -203,12 +203,17 @@ class CacheRules(CacheBase):
 
     def _waiting(self, name: str) -> Rules[Info | None]:
         """What the outbox says of a key: its value; or a default, if it is to be deleted or
-        changed in another way; None: nothing."""
+        changed in another way; None: nothing, or Redis has something newer."""
         queue = self._queue
         entry = (yield Aside(lambda: queue.latest(name))) if queue.file_exists else None
         if entry is None:
             return None
         payload = cast(dict[str, Any], entry.payload)
+        if entry.kind == "set" or entry.kind == "delete":
+            with ignoring_redis():
+                stamp = yield Ask(lambda store: store.get(beside(name, "w")))
+                if stamp is not None and int(stamp.split()[-1]) > int(payload["stamp"]):
+                    return None
         lives = payload["ttl"] is None or entry.created + payload["ttl"] / 1000 > time.time()
         if entry.kind != "set" or not lives:
             return Info(None, "default")
@@ -356,7 +361,8 @@ class CacheRules(CacheBase):
         """Carry out one change; what Redis answers, or None: it waits."""
         change = Change(op, name, self._stamp(), data, ttl)
         try:
-            if self._queue.possible and (yield from self._must_queue([change])):
+            if self._queue.possible and (yield from self._must_wait(change)):
+                yield from self._let_wait([change], None)
                 return None
             return (yield from self._carry_out(change))
         except redis.RedisError as error:
@@ -371,8 +377,6 @@ class CacheRules(CacheBase):
         if not changes:
             return True
         try:
-            if self._queue.possible and (yield from self._must_queue(changes)):
-                return False
             yield Ask(lambda store: all_of(store, changes))
         except redis.exceptions.NoScriptError:
             for change in changes:  # seldom: once after a start of Redis
@@ -396,14 +400,14 @@ class CacheRules(CacheBase):
             self._counts["superseded"] += 1
         return value
 
-    def _must_queue(self, changes: list[Change]) -> Rules[bool]:
-        """Whether an older change of one of the keys still waits, so that these wait behind it."""
-        queue = self._queue
-        names = [change.name for change in changes]
-        held = queue.file_exists and (yield Aside(lambda: queue.holds(names)))
-        if held:
-            yield from self._let_wait(changes, None)
-        return bool(held)
+    def _must_wait(self, change: Change) -> Rules[bool]:
+        """Whether a change builds on one that still waits.  What replaces a value does not: then
+        the older one is not carried out, since its stamp is older."""
+        if change.op in ("set", "delete"):
+            return False
+        queue, but = self._queue, "increment" if change.op == "increment" else ""
+        held: bool = queue.file_exists and (yield Aside(lambda: queue.holds(change.name, but=but)))
+        return held
 
     def _let_wait(self, changes: list[Change], error: BaseException | None) -> Rules[None]:
         items = [(c.op, c.payload(), c.name) for c in changes]

@@ -75,10 +75,10 @@ class Waiting:
         except OutboxError:
             return None
 
-    def holds(self, keys: Iterable[str]) -> bool:
-        """Whether one of any of these keys waits; not, if the file cannot be read."""
+    def holds(self, key: str, *, but: str = "") -> bool:
+        """Whether one of a key and of another kind waits; not, if the file cannot be read."""
         try:
-            return self.file_exists and any(self.outbox.holds(self._topic, key) for key in keys)
+            return self.file_exists and self.outbox.holds(self._topic, key, but=but)
         except OutboxError:
             return False
 

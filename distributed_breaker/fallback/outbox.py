@@ -207,10 +207,13 @@ class Outbox:
             question, values = f"{question} WHERE topic = ?", [topic]
         return self._file.read(lambda db: int(db.execute(question, values).fetchone()[0]))
 
-    def holds(self, topic: str, key: str) -> bool:
-        """Whether an entry with this key waits.  Raises as ``waiting``."""
-        question = "SELECT 1 FROM entries WHERE topic = ? AND key = ? AND parked = 0 LIMIT 1"
-        values = (topic, key)
+    def holds(self, topic: str, key: str, *, but: str = "") -> bool:
+        """Whether an entry with this key waits, of another kind than ``but``.  Raises as
+        ``waiting``."""
+        question = (
+            "SELECT 1 FROM entries WHERE topic = ? AND key = ? AND parked = 0 AND kind != ? LIMIT 1"
+        )
+        values = (topic, key, but)
         return self._file.read(lambda db: db.execute(question, values).fetchone() is not None)
 
     def latest(self, topic: str, key: str) -> Entry | None:

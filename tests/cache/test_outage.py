@@ -193,21 +193,27 @@ def test_nothing_newer_is_overwritten(
     assert cache.health()["superseded"] == 4
 
 
-def test_a_change_behind_one_that_waits_waits_too(
+def test_what_builds_on_something_that_waits_waits_too(
     cache: CacheClient, start: Start, cache_server: Server, raw: redis.Redis
 ) -> None:
+    """And what replaces it does not."""
     other = start()
     cache_server.kill()
     cache.set("k", 1)
+    cache.set("n", 10)
+    cache.increment("m", 3)
     cache.breaker.force_open(reason="nothing is replayed yet")
-    other.breaker.force_open(reason="nothing is replayed yet")
     cache_server.restart()
-    other.breaker.release(reason="go on")
+    wait_until(lambda: other.set("k", 2))
+    assert raw.get(PREFIX + "k") == "2"
+    assert other.get_with_info("k")[:2] == (2, "redis")
+    assert other.increment("m") == 1
     other._queue.possible = True
-    other.set("k", 2)
+    other.increment("n")
+    assert raw.get(PREFIX + "n") is None
     cache.breaker.release(reason="go on")
     wait_until(lambda: nothing_waits(cache, other))
-    assert raw.get(PREFIX + "k") == "2"
+    assert raw.mget(PREFIX + "k", PREFIX + "n", PREFIX + "m") == ["2", "11", "4"]
 
 
 def test_a_replayed_increment_counts_once(cache: CacheClient, raw: redis.Redis) -> None:
