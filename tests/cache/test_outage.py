@@ -12,6 +12,7 @@ import redis
 
 from distributed_breaker import CircuitBreakerOpenException
 from distributed_breaker.clients.cache import CacheClient
+from distributed_breaker.clients.waiting import Waiting
 from scripts.servers import Server
 from tests.cache.conftest import PREFIX, Start
 from tests.unit.clock import wait_until
@@ -194,24 +195,28 @@ def test_nothing_newer_is_overwritten(
 
 
 def test_what_builds_on_something_that_waits_waits_too(
-    cache: CacheClient, start: Start, cache_server: Server, raw: redis.Redis
+    cache: CacheClient,
+    start: Start,
+    cache_server: Server,
+    raw: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And what replaces it does not."""
     other = start()
+    monkeypatch.setattr(Waiting, "round", lambda _: False)
     cache_server.kill()
     cache.set("k", 1)
     cache.set("n", 10)
     cache.increment("m", 3)
-    cache.breaker.force_open(reason="nothing is replayed yet")
     cache_server.restart()
     wait_until(lambda: other.set("k", 2))
     assert raw.get(PREFIX + "k") == "2"
     assert other.get_with_info("k")[:2] == (2, "redis")
     assert other.increment("m") == 1
-    other._queue.possible = True
     other.increment("n")
     assert raw.get(PREFIX + "n") is None
-    cache.breaker.release(reason="go on")
+    monkeypatch.undo()
+    cache._queue.care()
     wait_until(lambda: nothing_waits(cache, other))
     assert raw.mget(PREFIX + "k", PREFIX + "n", PREFIX + "m") == ["2", "11", "4"]
 
