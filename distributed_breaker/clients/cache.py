@@ -60,7 +60,7 @@ class CacheClient(CacheRules):
         """
         if loader is None and not self._queue.possible:
             # What _get does, for the most frequent of all calls.
-            name = self._prefix + key
+            name = self._name(key)
             try:
                 with self._breaker.guard():
                     data = self._store.get(name)

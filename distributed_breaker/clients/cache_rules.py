@@ -118,7 +118,7 @@ class CacheRules(CacheBase):
 
     def _exists(self, key: str) -> Rules[bool]:
         info = yield from self._ask_or_tiers(key, lambda store, name: store.exists(name))
-        return info.entry.stale_until > 0 if isinstance(info, Hit) else bool(info)
+        return isinstance(info, Hit) or bool(info)
 
     def _ttl(self, key: str) -> Rules[float | None]:
         left = yield from self._ask_or_tiers(key, lambda store, name: store.pttl(name))
@@ -279,10 +279,15 @@ class CacheRules(CacheBase):
             except Exception:
                 self._counts["load_errors"] += 1
                 raise
-            data = encode(name, value)
+            data, life = encode(name, value), self._life(ttl)
             if shared:
-                yield from self._change("set", name, data=data, ttl=ttl, waits=False)
-            self._put(name, data, self._life(ttl))
+                # What was loaded can be loaded again, so it needs not wait for Redis.
+                try:
+                    yield from self._carry_out(Change("set", name, self._stamp(), data, life))
+                except redis.RedisError as error:
+                    if not counts(error):
+                        raise
+            self._put(name, data, life)
             return Info(value, "loader")
         finally:
             if ours:
@@ -356,7 +361,6 @@ class CacheRules(CacheBase):
         *,
         data: bytes = b"",
         ttl: float | None = None,
-        waits: bool = True,
     ) -> Rules[Any]:
         """Carry out one change; what Redis answers, or None: it waits."""
         change = Change(op, name, self._stamp(), data, ttl)
@@ -366,7 +370,7 @@ class CacheRules(CacheBase):
                 return None
             return (yield from self._carry_out(change))
         except redis.RedisError as error:
-            if not counts(error) or not waits:
+            if not counts(error):
                 raise
             if op == "increment" and not was_never_sent(error):
                 raise

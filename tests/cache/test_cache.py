@@ -163,6 +163,25 @@ def test_what_is_loaded_is_stored_with_its_life(cache: CacheClient, raw: redis.R
 
 
 @pytest.mark.servers("valkey")
+def test_what_is_loaded_lives_as_long_as_the_section_says(
+    cache: CacheClient, raw: redis.Redis
+) -> None:
+    cache.get("k", loader=lambda: 4)
+    assert 3_590_000 < raw.pttl(PREFIX + "k") <= 3_600_000
+
+
+@pytest.mark.servers("valkey")
+def test_redis_goes_away_while_a_value_is_loaded(cache: CacheClient, cache_server: Server) -> None:
+    def load() -> str:
+        cache_server.kill()
+        return "loaded"
+
+    assert cache.get("k", loader=load) == "loaded"
+    assert cache.get_with_info("k")[:2] == ("loaded", "memory")
+    assert cache.health()["queued"] == 0
+
+
+@pytest.mark.servers("valkey")
 def test_a_redis_that_is_down_at_the_start_is_used_once_it_is_up(
     start: Start, cache_server: Server
 ) -> None:
