@@ -66,4 +66,4 @@ def test_walks_on_fakeredis(fake: redis.Redis) -> None:
 
 def test_walks_on_servers(client: redis.Redis, namespace: str) -> None:
     """The same on every real server, with longer lives."""
-    walk_on(client, namespace, lives=20, steps=300)
+    walk_on(client, namespace, lives=12, steps=300)
