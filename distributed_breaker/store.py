@@ -63,15 +63,15 @@ class Subscription(Protocol):
 
 
 @cache
-def script() -> str:
-    """The text of the script that carries out every step."""
-    return (Path(__file__).parent / "lua" / "breaker.lua").read_text(encoding="utf-8")
+def script(name: str = "breaker.lua") -> str:
+    """The text of a script; by default of the one that carries out every step."""
+    return (Path(__file__).parent / "lua" / name).read_text(encoding="utf-8")
 
 
 @cache
-def sha() -> str:
-    """The script's name on the server."""
-    return hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
+def sha(name: str = "breaker.lua") -> str:
+    """A script's name on the server."""
+    return hashlib.sha1(script(name).encode(), usedforsecurity=False).hexdigest()
 
 
 def key_of(namespace: str, circuit: str) -> str:

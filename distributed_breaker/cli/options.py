@@ -14,8 +14,9 @@ from typer.core import TyperGroup
 
 from .. import config
 from ..errors import StoreUnavailable
+from ..fallback.outbox import OutboxError
 from .place import find
-from .terminal import CANNOT_TELL, INTERRUPTED, USAGE, FailureError, fail
+from .terminal import CANNOT_TELL, INTERRUPTED, UNHEALTHY, USAGE, FailureError, fail
 
 
 def _complete_circuit(incomplete: str) -> list[str]:
@@ -91,6 +92,10 @@ def command(function: Callable[..., int]) -> Callable[..., None]:
             code = function(**given)
         except StoreUnavailable as error:
             code = fail(FailureError(str(error), CANNOT_TELL), as_json=given["as_json"])
+        except config.ConfigurationError as error:
+            code = fail(FailureError(str(error), USAGE), as_json=given["as_json"])
+        except OutboxError as error:
+            code = fail(FailureError(str(error), UNHEALTHY), as_json=given["as_json"])
         except FailureError as error:
             code = fail(error, as_json=given["as_json"])
         except KeyboardInterrupt:

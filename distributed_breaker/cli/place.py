@@ -107,7 +107,7 @@ def find(
         complain(f"Going on without the configuration: {problem}")
     if problem and namespace is None:
         raise FailureError("give --namespace (and --url), which the file would have said", USAGE)
-    found = loaded.configuration if loaded else _environment_only()
+    found = loaded.configuration if loaded else config.without_file()
     if url is None and loaded is None and found.settings.redis_url is None:
         raise FailureError(
             f"nothing says where Redis is: give --url, set CIRCUIT_BREAKER_REDIS_URL, or run this "
@@ -120,10 +120,3 @@ def find(
         loaded,
         problem,
     )
-
-
-def _environment_only() -> config.Configuration:
-    try:
-        return config.without_file()
-    except config.ConfigurationError as error:
-        raise FailureError(str(error), USAGE) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from .. import config
 from ..clients.cache import CacheClient
 from ..clients.cache_base import outbox_of
-from ..fallback.outbox import Outbox, OutboxError
+from ..fallback.outbox import Outbox
 from ..monitoring.report import iso
 from ..sections import circuit_names
 from ..services import Services
@@ -34,10 +35,7 @@ def list_(
     """What waits for its dependency on this host, without its values."""
     shown: dict[str, Any] = {}
     for name, outbox in _outboxes(file, environment, service):
-        try:
-            entries = outbox.entries(name, parked=True if parked else None, limit=limit)
-        except OutboxError as error:
-            raise FailureError(str(error), UNHEALTHY) from error
+        entries = outbox.entries(name, parked=True if parked else None, limit=limit)
         stats = outbox.stats()
         shown[name] = {
             "path": outbox.path,
@@ -79,21 +77,17 @@ def replay(
     """Carry out what waits, now; with --parked also what was put aside. Processes of the service do
     it by themselves. Exits with 1 if something still waits."""
     done: dict[str, Any] = {}
-    with _services(file, environment) as services:
+    with closing(Services(file, environment=environment)) as services:
         for name in _caches(services.configuration, service):
             client = services.client("cache", name.partition(".")[0])
             assert isinstance(client, CacheClient)
-            outbox = client.outbox
-            try:
-                if parked:
-                    outbox.retry(topic=name)
+            if parked:
+                client.outbox.retry(topic=name)
+            replayed = client.replay()
+            if replayed.left and replayed.wait <= LONGEST:
+                # It was left alone after a failure, which an operator has perhaps just mended.
+                time.sleep(replayed.wait)
                 replayed = client.replay()
-                if replayed.left and replayed.wait <= LONGEST:
-                    # It was left alone after a failure, which an operator has perhaps just mended.
-                    time.sleep(replayed.wait)
-                    replayed = client.replay()
-            except OutboxError as error:
-                raise FailureError(str(error), UNHEALTHY) from error
             done[name] = {"carried_out": replayed.delivered, "waiting": replayed.left}
     if as_json:
         show_json({"outboxes": done})
@@ -117,12 +111,10 @@ def purge(
     """Throw away what waits, for good."""
     if not (ids or parked or everything):
         raise FailureError("say what to throw away: --id, --parked or --all", USAGE)
-    purged = {}
-    for name, outbox in _outboxes(file, environment, service):
-        try:
-            purged[name] = outbox.purge(ids or None, name, parked_only=parked)
-        except OutboxError as error:
-            raise FailureError(str(error), UNHEALTHY) from error
+    purged = {
+        name: outbox.purge(ids or None, name, parked_only=parked)
+        for name, outbox in _outboxes(file, environment, service)
+    }
     if as_json:
         show_json({"purged": purged})
     else:
@@ -145,35 +137,9 @@ def _caches(configuration: config.Configuration, service: str | None) -> list[st
 def _outboxes(
     file: File, environment: Environment, service: str | None
 ) -> Iterator[tuple[str, Outbox]]:
-    values = _load(file, environment)
+    values = config.load(file, environment=environment).configuration
     for name in _caches(values, service):
         section = values.services[name.partition(".")[0]].cache
         assert section is not None
-        outbox = outbox_of(name, section)
-        try:
+        with closing(outbox_of(name, section)) as outbox:
             yield name, outbox
-        finally:
-            outbox.close()
-
-
-def _load(file: File, environment: Environment) -> config.Configuration:
-    try:
-        return config.load(file, environment=environment).configuration
-    except config.ConfigurationError as error:
-        raise FailureError(str(error), USAGE) from error
-
-
-class _services:  # noqa: N801 - a context manager
-    """The services of the file, for as long as a command takes."""
-
-    def __init__(self, file: File, environment: Environment) -> None:
-        try:
-            self._services = Services(file, environment=environment)
-        except config.ConfigurationError as error:
-            raise FailureError(str(error), USAGE) from error
-
-    def __enter__(self) -> Services:
-        return self._services
-
-    def __exit__(self, *_: object) -> None:
-        self._services.close()

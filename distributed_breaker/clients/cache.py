@@ -9,7 +9,6 @@ can be carried out.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,6 @@ from .cache_rules import CacheRules, Info
 from .redis_guard import CacheOpenException, connect, connect_async, counts, guarded, guarded_async
 
 __all__ = ["CacheClient", "CacheOpenException", "Info"]
-
-log = logging.getLogger("distributed_breaker")
 
 
 class CacheClient(CacheRules):
@@ -65,9 +62,8 @@ class CacheClient(CacheRules):
                 with self._breaker.guard():
                     data = self._store.get(name)
             except Exception as error:
-                return self._drive(
-                    self._without(name, self._native(error), default, None, None)
-                ).value
+                rules = self._behind(name, self._native(error), default, None, None)
+                return self._drive(rules).value
             if data is not None:
                 self._keep(name, data)
                 return decode(data)

@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,10 +31,12 @@ from ..process import OwnLock, follow_process
 from ..sections import Cache, Circuit
 from .client import Client
 from .driving import Driver
-from .redis_guard import FAILURES, CacheOpenException, connect, connect_async, counts, refused
+from .redis_guard import FAILURES, connect, connect_async, counts, refused
 from .waiting import Waiting
 
 MISSING: Any = object()
+# What a round ignores, since the next one tries again.
+AWAY = (redis.RedisError, CircuitBreakerOpenException)
 MOST_LIVES = 10_000  # keys whose time to live is still to be asked for
 BATCH = 500
 
@@ -89,11 +92,10 @@ class CacheBase(Driver, Client):
         if tiers is None:
             return
         held = tiers.peek(name)
-        now = time.time()
-        if held is not None and held.data == data and now < held.fresh_until:
+        if held is not None and held.data == data and time.time() < held.fresh_until:
             return
         # Until that is known it counts as stale: it may be over at any moment.
-        tiers.put(name, Entry(data, now, now, now + self.section.stale_ttl))
+        self._put(name, data, 0.0)
         self._lives.append((name, data))
         if len(self._lives) == 1:
             self._queue.care()
@@ -104,11 +106,10 @@ class CacheBase(Driver, Client):
             tiers.delete(name)
         return None if default is MISSING else default
 
-    def _put(self, name: str, data: bytes, life: float | None, *, durable: bool = False) -> None:
+    def _put(self, name: str, data: bytes, life: float, *, durable: bool = False) -> None:
         if self._tiers is not None:
             now = time.time()
-            fresh = now + (self.section.default_ttl if life is None else life)
-            entry = Entry(data, now, fresh, fresh + self.section.stale_ttl)
+            entry = Entry(data, now, now + life, now + life + self.section.stale_ttl)
             self._tiers.put(name, entry, durable=durable)
 
     def _learn_lives(self) -> bool:
@@ -120,25 +121,19 @@ class CacheBase(Driver, Client):
             asked[name] = data
         if tiers is None or not asked:
             return False
-        names = list(asked)
-
-        def ask(store: Any) -> Any:
-            pipe = store.pipeline(transaction=False)
-            for name in names:
-                pipe.pttl(name)
-            return pipe.execute()
-
-        with ignoring_redis():
+        pipe = self._store.pipeline(transaction=False)
+        for name in asked:
+            pipe.pttl(name)
+        with suppress(*AWAY):
             with self._breaker.guard():
-                lives = ask(self._store)
-            now = time.time()
-            for name, left in zip(names, lives, strict=True):
+                lives = pipe.execute()
+            for name, left in zip(asked, lives, strict=True):
                 held = tiers.peek(name)
                 if held is None or held.data != asked[name] or left == -2:
                     continue
                 # What lives for ever in Redis is fresh here for a while only: nobody would tell.
-                fresh = now + (self.section.default_ttl if left < 0 else left / 1000)
-                tiers.put(name, Entry(held.data, now, fresh, fresh + self.section.stale_ttl))
+                life = self.section.default_ttl if left < 0 else left / 1000
+                self._put(name, held.data, life)
         return bool(self._lives)
 
     def _deliver(self, entry: Waits) -> None:
@@ -148,7 +143,7 @@ class CacheBase(Driver, Client):
     # ------------------------------------------------------------------ the rest
 
     def forked(self) -> None:
-        """A child makes connections, locks and a caretaker of its own."""
+        """A child makes connections, locks and a thread of its own."""
         self.__dict__.pop("_lock", None)
         self._queue.forked()
         self._flights = {}
@@ -181,22 +176,11 @@ class CacheBase(Driver, Client):
 
     def _native(self, error: BaseException) -> BaseException:
         """A refusal as redis-py's own error; any other as it is."""
-        if isinstance(error, CacheOpenException | redis.RedisError):
-            return error
         return refused(error) if isinstance(error, CircuitBreakerOpenException) else error
 
     def _failed(self, permit: Permit, error: Exception) -> None:
         if isinstance(error, redis.ResponseError) and counts(error):
             permit.failure(error)
-
-
-class ignoring_redis:  # noqa: N801 - a context manager
-    """The next round tries again."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, _: object) -> bool:
-        return isinstance(error, redis.RedisError | CircuitBreakerOpenException)
 
 
 def folder_of(name: str, section: Cache) -> Path:

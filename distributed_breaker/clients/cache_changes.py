@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from ..fallback.outbox import Entry
+from ..store import sha
 
+SCRIPT = "cache.lua"
 HORIZON = 3_600.0  # s within which a change that waited is carried out; later its key is deleted
 
 
@@ -59,20 +58,8 @@ def all_of(store: Any, changes: list[Change]) -> Any:
     pipe = store.pipeline(transaction=False)
     for change in changes:
         keys, words = change.words()
-        pipe.evalsha(sha(), len(keys), *keys, *words)
+        pipe.evalsha(sha(SCRIPT), len(keys), *keys, *words)
     return pipe.execute()
-
-
-@cache
-def script() -> str:
-    """The text of the script that carries out every change."""
-    return (Path(__file__).parents[1] / "lua" / "cache.lua").read_text(encoding="utf-8")
-
-
-@cache
-def sha() -> str:
-    """The script's name on the server."""
-    return hashlib.sha1(script().encode(), usedforsecurity=False).hexdigest()
 
 
 def beside(name: str, what: str) -> str:

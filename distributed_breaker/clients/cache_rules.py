@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple, cast
 
 import redis
 
 from ..fallback.memory import Hit
 from ..fallback.outbox import OutboxError
-from .cache_base import MISSING, CacheBase, ignoring_redis
-from .cache_changes import Change, all_of, beside, decode, encode, ms, script, sha
+from ..store import script, sha
+from .cache_base import AWAY, MISSING, CacheBase
+from .cache_changes import SCRIPT, Change, all_of, beside, decode, encode, ms
 from .driving import Aside, Ask, Load, Pause, Rules
 from .redis_guard import counts, was_never_sent
 
@@ -64,11 +66,11 @@ class CacheRules(CacheBase):
             if found is not None and found.source == "outbox":
                 return found
             if found is not None:
-                return (yield from self._behind(name, default, loader, ttl, None))
+                return (yield from self._behind(name, None, default, loader, ttl))
         try:
             data = yield Ask(lambda store: store.get(name))
         except redis.RedisError as error:
-            return (yield from self._without(name, error, default, loader, ttl))
+            return (yield from self._behind(name, error, default, loader, ttl))
         if data is not None:
             self._keep(name, data)
             return Info(decode(data), "redis")
@@ -148,28 +150,20 @@ class CacheRules(CacheBase):
 
     # ------------------------------------------------------------------ without Redis
 
-    def _without(
-        self,
-        name: str,
-        error: BaseException,
-        default: Any,
-        loader: Callable[[], Any] | None,
-        ttl: float | None,
-    ) -> Rules[Info]:
-        """Redis has failed, or was not asked."""
-        if not counts(error):
-            raise error
-        return (yield from self._behind(name, default, loader, ttl, error))
-
     def _behind(
         self,
         name: str,
+        error: BaseException | None,
         default: Any,
         loader: Callable[[], Any] | None,
         ttl: float | None,
-        error: BaseException | None,
     ) -> Rules[Info]:
-        """What stands behind Redis: what is fresh, the loader, what is stale, the default."""
+        """What stands behind Redis: what is fresh, the loader, what is stale, the default.
+
+        ``error``: how Redis failed; None: it was not asked, as the key's deletion waits.
+        """
+        if error is not None and not counts(error):
+            raise error
         hit = yield from self._hit(name, stale=loader is None)
         if hit is not None:
             return self._from(hit)
@@ -184,7 +178,7 @@ class CacheRules(CacheBase):
         if default is not MISSING:
             return Info(default, "default")
         if error is None:
-            return Info(None, "default")  # its deletion waits: that is a miss
+            return Info(None, "default")
         raise error
 
     def _from(self, hit: Hit) -> Info:
@@ -205,12 +199,12 @@ class CacheRules(CacheBase):
         """What the outbox says of a key: its value; or a default, if it is to be deleted or
         changed in another way; None: nothing, or Redis has something newer."""
         queue = self._queue
-        entry = (yield Aside(lambda: queue.latest(name))) if queue.file_exists else None
+        entry = (yield Aside(lambda: queue.latest(name))) if queue.has_file() else None
         if entry is None:
             return None
         payload = cast(dict[str, Any], entry.payload)
         if entry.kind == "set" or entry.kind == "delete":
-            with ignoring_redis():
+            with suppress(*AWAY):
                 stamp = yield Ask(lambda store: store.get(beside(name, "w")))
                 if stamp is not None and int(stamp.split()[-1]) > int(payload["stamp"]):
                     return None
@@ -292,7 +286,7 @@ class CacheRules(CacheBase):
         finally:
             if ours:
                 # Another's lock stays: only what this load has set is taken away.
-                with ignoring_redis():
+                with suppress(*AWAY):
                     if (yield Ask(lambda store: store.get(lock))) == token.encode():
                         yield Ask(lambda store: store.delete(lock))
 
@@ -396,9 +390,9 @@ class CacheRules(CacheBase):
         """Raises what Redis says; see ``lua/cache.lua``."""
         keys, words = change.words(replayed)
         try:
-            reply = yield Ask(lambda store: store.evalsha(sha(), len(keys), *keys, *words))
+            reply = yield Ask(lambda store: store.evalsha(sha(SCRIPT), len(keys), *keys, *words))
         except redis.exceptions.NoScriptError:
-            reply = yield Ask(lambda store: store.eval(script(), len(keys), *keys, *words))
+            reply = yield Ask(lambda store: store.eval(script(SCRIPT), len(keys), *keys, *words))
         verdict, value = reply
         if verdict == b"newer":
             self._counts["superseded"] += 1
@@ -410,7 +404,7 @@ class CacheRules(CacheBase):
         if change.op in ("set", "delete"):
             return False
         queue, but = self._queue, "increment" if change.op == "increment" else ""
-        held: bool = queue.file_exists and (yield Aside(lambda: queue.holds(change.name, but=but)))
+        held: bool = queue.has_file() and (yield Aside(lambda: queue.holds(change.name, but=but)))
         return held
 
     def _let_wait(self, changes: list[Change], error: BaseException | None) -> Rules[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -58,6 +58,8 @@ class CacheOpenException(CircuitBreakerOpenException, redis.ConnectionError):
 
 def refused(error: CircuitBreakerOpenException) -> CacheOpenException:
     """The same refusal as the native error."""
+    if isinstance(error, CacheOpenException):
+        return error
     return CacheOpenException(*error.__reduce__()[1])
 
 
@@ -97,35 +99,30 @@ def connect(section: Cache) -> Any:
     Returns:
         redis-py's ``Redis``, or its ``RedisCluster`` for a ``redis+cluster`` URL.
     """
-    address = address_of(section.address)
-    options = _options(address, section) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
-    if address.kind == "cluster":
-        node: Any = redis.cluster.ClusterNode
-        nodes = [node(host, port) for host, port in address.hosts]
-        return redis.RedisCluster(startup_nodes=nodes, **_of_cluster(options))
-    if address.kind == "sentinel":
-        known = _options(address, section) | _sentinels_own(address)
-        sentinel: Any = redis.sentinel.Sentinel
-        return sentinel(address.hosts, sentinel_kwargs=known).master_for(address.primary, **options)
-    return redis.Redis.from_pool(redis.ConnectionPool(**options))
+    return _connect(section, redis)
 
 
 def connect_async(section: Cache) -> Any:
     """The same for asyncio: a client for one event loop."""
+    return _connect(section, redis.asyncio)
+
+
+def _connect(section: Cache, library: Any) -> Any:
+    """``library``: redis-py's, or its half for asyncio, which has all classes by the same names."""
     address = address_of(section.address)
     options = _options(address, section)
-    options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0)
+    known = options | _sentinels_own(address)
+    options["retry"] = library.retry.Retry(NoBackoff(), 0)
     if "connection_class" in options:
         name = options["connection_class"].__name__
-        options["connection_class"] = getattr(redis.asyncio.connection, name)
+        options["connection_class"] = getattr(library.connection, name)
     if address.kind == "cluster":
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in address.hosts]
-        return redis.asyncio.RedisCluster(startup_nodes=nodes, **_of_cluster(options))
+        nodes = [library.cluster.ClusterNode(host, port) for host, port in address.hosts]
+        return library.RedisCluster(startup_nodes=nodes, **_of_cluster(options))
     if address.kind == "sentinel":
-        known = _options(address, section) | _sentinels_own(address)
-        sentinel: Any = redis.asyncio.sentinel.Sentinel
-        return sentinel(address.hosts, sentinel_kwargs=known).master_for(address.primary, **options)
-    return redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool(**options))
+        sentinels = library.sentinel.Sentinel(address.hosts, sentinel_kwargs=known)
+        return sentinels.master_for(address.primary, **options)
+    return library.Redis.from_pool(library.ConnectionPool(**options))
 
 
 def _of_cluster(options: dict[str, Any]) -> dict[str, Any]:
@@ -150,65 +147,46 @@ def guarded(client: Any, breaker: CircuitBreaker) -> Any:
     Raises:
         CacheOpenException: from its commands, while the circuit does not admit them.
     """
-    client.execute_command = _under(breaker, client.execute_command)
-    pipeline = client.pipeline
 
-    @functools.wraps(pipeline)
-    def of_pipeline(*args: Any, **kwargs: Any) -> Any:
-        made = pipeline(*args, **kwargs)
-        made.execute = _under(breaker, made.execute)
-        return made
+    def under(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with breaker.guard():
+                    return function(*args, **kwargs)
+            except CircuitBreakerOpenException as error:
+                raise refused(error) from None
 
-    client.pipeline = of_pipeline
-    return client
+        return call
+
+    return _with_each(client, under)
 
 
 def guarded_async(client: Any, breaker: CircuitBreaker) -> Any:
     """The same for a client of asyncio."""
-    execute = client.execute_command
 
-    async def execute_command(*args: Any, **kwargs: Any) -> Any:
-        try:
-            async with breaker.guard():
-                return await execute(*args, **kwargs)
-        except CircuitBreakerOpenException as error:
-            _raise_refused(error)
+    def under(function: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                async with breaker.guard():
+                    return await function(*args, **kwargs)
+            except CircuitBreakerOpenException as error:
+                raise refused(error) from None
 
-    client.execute_command = execute_command
+        return call
+
+    return _with_each(client, under)
+
+
+def _with_each(client: Any, under: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+    """Change what carries out commands, in the client and in each pipeline that it makes."""
     pipeline = client.pipeline
 
     @functools.wraps(pipeline)
     def of_pipeline(*args: Any, **kwargs: Any) -> Any:
         made = pipeline(*args, **kwargs)
-        carry_out = made.execute
-
-        async def execute_all(*args: Any, **kwargs: Any) -> Any:
-            try:
-                async with breaker.guard():
-                    return await carry_out(*args, **kwargs)
-            except CircuitBreakerOpenException as error:
-                _raise_refused(error)
-
-        made.execute = execute_all
+        made.execute = under(made.execute)
         return made
 
+    client.execute_command = under(client.execute_command)
     client.pipeline = of_pipeline
     return client
-
-
-def _under(breaker: CircuitBreaker, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with breaker.guard():
-                return function(*args, **kwargs)
-        except CircuitBreakerOpenException as error:
-            _raise_refused(error)
-
-    return call
-
-
-def _raise_refused(error: CircuitBreakerOpenException) -> NoReturn:
-    if isinstance(error, redis.ConnectionError):
-        raise error
-    raise refused(error) from None

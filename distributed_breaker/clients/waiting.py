@@ -51,9 +51,9 @@ class Waiting:
         self._said = ""
         self._thread: _Thread | None = None
 
-    @property
-    def file_exists(self) -> bool:
-        """Whether anything has ever waited.  What only looks makes no file."""
+    def has_file(self) -> bool:
+        """Whether anything has ever waited, so that it is worth looking; the thread looks, too.
+        What only looks makes no file."""
         if self._thread is None:
             self.care()
         return os.path.exists(self.outbox.path)
@@ -71,14 +71,14 @@ class Waiting:
     def latest(self, key: str) -> Entry | None:
         """The newest one of a key; None as well if the file cannot be read."""
         try:
-            return self.outbox.latest(self._topic, key) if self.file_exists else None
+            return self.outbox.latest(self._topic, key) if self.has_file() else None
         except OutboxError:
             return None
 
     def holds(self, key: str, *, but: str = "") -> bool:
         """Whether one of a key and of another kind waits; not, if the file cannot be read."""
         try:
-            return self.file_exists and self.outbox.holds(self._topic, key, but=but)
+            return self.has_file() and self.outbox.holds(self._topic, key, but=but)
         except OutboxError:
             return False
 
@@ -88,7 +88,7 @@ class Waiting:
         Raises:
             OutboxError: the file cannot be read.
         """
-        return self.outbox.waiting(self._topic) if self.file_exists else 0
+        return self.outbox.waiting(self._topic) if self.has_file() else 0
 
     def replay(self) -> Replayed:
         """Deliver what waits; done by itself.  Raises as ``Outbox.replay``."""

@@ -152,7 +152,7 @@ class Judge:
     def judge(self, file: str, source: str, patient: bool = True) -> Verdict:
         """Whether the tests find this text of one of the twins; ``patient``: or any test does."""
         compare = {"lua": self._compare_script, "model": self._compare_model}[file]
-        verdict = compare(source, 0, len(self._expected))
+        verdict = compare(source)
         if verdict.killer:
             return verdict
         killer = file == "lua" and self._wrongly_taken(source)
@@ -166,16 +166,16 @@ class Judge:
 
     # ---------------------------------------------------------------------- the corpus
 
-    def _chunks(self, first: int, last: int) -> Iterator[Expected]:
-        sizes = iter(CHUNKS if first == 0 else ())
-        while first < last:
+    def _chunks(self) -> Iterator[Expected]:
+        sizes, first = iter(CHUNKS), 0
+        while first < len(self._expected):
             size = next(sizes, CHUNKS[-1])
-            yield self._expected[first : min(first + size, last)]
+            yield self._expected[first : first + size]
             first += size
 
-    def _verdict(self, some: Expected, answers: list[Answer], start: bool) -> Verdict | None:
+    def _verdict(self, some: Expected, answers: list[Answer]) -> Verdict | None:
         crashes = [answer.reply[0] for answer in answers if answer.reply[1:2] == (CRASHED,)]
-        if start and crashes and len(crashes) == len(some):
+        if crashes and len(crashes) == len(some):
             return Verdict("corpus", crashes[0], broken=True)
         for (case, wanted), got in zip(some, answers, strict=True):
             names = differing(wanted, got)
@@ -183,7 +183,7 @@ class Judge:
                 return Verdict("corpus", f"{', '.join(names)} of {case.step.op}")
         return None
 
-    def _compare_script(self, source: str, first: int, last: int) -> Verdict:
+    def _compare_script(self, source: str) -> Verdict:
         with closing(self._server.client(decode_responses=True, socket_timeout=60.0)) as admin:
             try:
                 admin.script_load(source)
@@ -196,9 +196,9 @@ class Judge:
                 client.script_flush()
                 client.flushall()
                 with closing(Script(client, "mutant", source)) as script:
-                    for some in self._chunks(first, last):
+                    for some in self._chunks():
                         answers = [self._plain(a) for a in script.answers([c for c, _ in some])]
-                        verdict = self._verdict(some, answers, first == 0)
+                        verdict = self._verdict(some, answers)
                         if verdict:
                             return verdict
         except redis.TimeoutError:
@@ -227,13 +227,13 @@ class Judge:
             return answer._replace(reply=(answer.reply[1], CRASHED))
         return answer
 
-    def _compare_model(self, source: str, first: int, last: int) -> Verdict:
+    def _compare_model(self, source: str) -> Verdict:
         try:
             machine = module(source)
-            for some in self._chunks(first, last):
+            for some in self._chunks():
                 with bounded():
                     answers = [answer_of(case, machine) for case, _ in some]
-                verdict = self._verdict(some, answers, first == 0)
+                verdict = self._verdict(some, answers)
                 if verdict:
                     return verdict
         except Hang:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,6 @@ def queued(broker: Server) -> list[tuple[str, str, list[Any]]]:
         return []
     finally:
         client.close()
-    import base64
-
     found = []
     for message in messages:
         args, _, _ = json.loads(base64.b64decode(message["body"]))

@@ -15,11 +15,6 @@ from tests.fallback.settings import MIB, data_of, entry
 from tests.unit.clock import FakeClock
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
 def tier(clock: FakeClock, **settings: Any) -> MemoryTier:
     return MemoryTier(**({"most_items": 3, "most_bytes": MIB, "now": clock} | settings))
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,27 +26,9 @@ from tests.fallback.outboxes import (
     delivered,
     fill,
     ids,
-    outboxes,
     park,
 )
 from tests.unit.clock import FakeClock, boom, must_not_run
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock(1_700_000_000.0)
-
-
-@pytest.fixture
-def make(tmp_path: Path, clock: FakeClock) -> Iterator[Make]:
-    with outboxes(tmp_path / "outbox.db", clock) as make:
-        yield make
-
-
-@pytest.fixture
-def outbox(make: Make) -> Outbox:
-    return make()
-
 
 # ---------------------------------------------------------------------------- adding, looking
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -23,27 +21,9 @@ from tests.fallback.outboxes import (
     fill,
     ids,
     interrupt,
-    outboxes,
     park,
 )
 from tests.unit.clock import Boom, FakeClock, boom, must_not_run
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock(1_700_000_000.0)
-
-
-@pytest.fixture
-def make(tmp_path: Path, clock: FakeClock) -> Iterator[Make]:
-    with outboxes(tmp_path / "outbox.db", clock) as make:
-        yield make
-
-
-@pytest.fixture
-def outbox(make: Make) -> Outbox:
-    return make()
-
 
 # ---------------------------------------------------------------------------- failures
 

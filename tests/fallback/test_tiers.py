@@ -34,11 +34,6 @@ from tests.unit.clock import FakeClock, wait_until
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
