@@ -220,7 +220,7 @@ class Judge:
             self._server.client(decode_responses=True, socket_timeout=SCRIPT_SECONDS)
         ) as client:
             try:
-                return bool(wrongly_taken(client, "mutant", source))
+                return bool(wrongly_taken(client, "shortcut", source))
             except (AssertionError, redis.RedisError, TypeError):
                 return False  # the tests will tell
 
