@@ -12,6 +12,7 @@ from distributed_breaker.services import (
     get_database_circuit_breaker,
     get_http_circuit_breaker,
     get_ml_circuit_breaker,
+    get_task_queue,
 )
 from distributed_breaker.services import initialize as initialize_circuit_breakers
 
@@ -24,5 +25,6 @@ __all__ = [
     "get_database_circuit_breaker",
     "get_http_circuit_breaker",
     "get_ml_circuit_breaker",
+    "get_task_queue",
     "initialize_circuit_breakers",
 ]

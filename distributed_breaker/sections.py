@@ -273,7 +273,7 @@ class Cache(Circuit):
     cache_key_prefix: str = Field(default="nightscan:", max_length=100)
     """What every key begins with."""
     health_check_key: Text | None = None
-    """A key that is read as the health check."""
+    """A key that is read once the open interval is over, so that no call needs to be the probe."""
     outbox_path: Text | None = None
     """The file in which writes wait while Redis is away."""
 

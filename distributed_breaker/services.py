@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 from .clients.cache import CacheClient
 from .clients.client import Client
+from .clients.tasks import TaskClient, TaskQueue
 from .config import ConfigurationError, Loaded, load
 from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
 from .registry import CircuitBreakerRegistry
@@ -26,7 +27,13 @@ from .sections import KINDS, Configuration, circuit_names
 from .workers import start_thread
 
 LOOK_EVERY = 1.0  # s between looks at the files
-CLIENTS: dict[str, type[Client]] = {**dict.fromkeys(KINDS, Client), "cache": CacheClient}
+CLIENTS: dict[str, type[Client]] = {
+    **dict.fromkeys(KINDS, Client),
+    "cache": CacheClient,
+    "tasks": TaskClient,
+}
+# What has no section of its own goes by another one.
+SECTION_OF = {"tasks": "cache"}
 
 Stamp = tuple[int, int, int]  # time of change, size, inode
 
@@ -126,7 +133,7 @@ class Services:
         """The client of one part of a service; the same object for the same part.
 
         Args:
-            kind: ``database``, ``cache``, ``http`` or ``ml``.
+            kind: ``database``, ``cache``, ``http``, ``ml`` or ``tasks``.
             service: the service's name in the file.
             part: of ``http``, the service_type.
             explicit: what beats the file, such as ``base_url``; None says nothing.
@@ -145,12 +152,16 @@ class Services:
         client.use(**explicit)
         return client
 
+    def clients(self) -> list[Client]:
+        """Those that were asked for in this process."""
+        return list(self._clients.values())
+
     def _make(self, key: tuple[str, str, str], explicit: Mapping[str, Any]) -> Client:
         kind, service, part = key
         values = self.configuration
-        section = values.section(service, kind, part)
+        section = values.section(service, SECTION_OF.get(kind, kind), part)
         if section is None:
-            raise UnknownService(self._what_there_is(kind, service))
+            raise UnknownService(self._what_there_is(SECTION_OF.get(kind, kind), service))
         made, off = CLIENTS[kind], not values.enabled(service)
         policy = made.policy(section.policy(values.settings))
         circuits = {
@@ -199,7 +210,7 @@ class Services:
             )
         self.registry.flush_at_exit = new.settings.cleanup_on_shutdown
         for (kind, service, part), client in self._clients.items():
-            section = new.section(service, kind, part)
+            section = new.section(service, SECTION_OF.get(kind, kind), part)
             if section is None:
                 log.warning("%s is gone from the configuration; it stays in use here", client.name)
                 continue
@@ -339,6 +350,20 @@ def get_database_circuit_breaker(service: str, db_session: Any = None) -> Client
 def get_cache_circuit_breaker(service: str) -> CacheClient:
     """The client of a service's cache; for errors see ``get_database_circuit_breaker``."""
     return cast(CacheClient, current().client("cache", service))
+
+
+def get_task_queue(service: str, app: Any) -> TaskQueue:
+    """The task queue of a service: ``<service>.tasks`` is the circuit of its broker.
+
+    Policy and folder are those of the service's cache.
+
+    Args:
+        service: its name in the file.
+        app: the Celery application whose broker it is; the first one stays.
+
+    For errors see ``get_database_circuit_breaker``.
+    """
+    return cast(TaskClient, current().client("tasks", service, app=app)).queue
 
 
 def get_http_circuit_breaker(

@@ -245,13 +245,31 @@ class CacheClient(CacheRules):
         """Where changes wait while Redis is away."""
         return self._queue.outbox
 
-    def health(self) -> dict[str, Any]:
-        """What there is to know of the tiers and of what waits, as dictionaries and numbers."""
+    def stats(self) -> dict[str, Any]:
+        """Counts of this process, what the tiers hold, and what waits on this host.
+
+        ``stale``: values served that may have been out of date, and ``oldest_served`` how old
+        (seconds) the oldest one from the tiers was; ``queued``, ``replayed``: changes that had to
+        wait, and that were brought back; ``superseded``: those of them that something newer had
+        replaced; ``lost``: changes that neither Redis nor the disk took, each of them an error for
+        its caller.
+        """
         return {
             "tiers": None if self._tiers is None else self._tiers.stats(),
             "outbox": self._queue.outbox.stats(),
             **self._counts,
+            "oldest_served": self._oldest,
         }
+
+    def problems(self) -> list[str]:
+        """What is wrong with the disk, or with what waits there."""
+        found = self._queue.problems("changes")
+        disk = None if self._tiers is None else self._tiers.stats()["disk"]
+        if disk and not disk["works"]:
+            found.append(f"the disk tier fails, values are in memory only: {disk['error']}")
+        if self._counts["lost"]:
+            found.append(f"{self._counts['lost']} changes were lost: no Redis, no room on disk")
+        return found
 
     def close(self) -> None:
         """Write what the disk tier has not got yet, and let go of files and connections."""

@@ -183,6 +183,7 @@ class CacheRules(CacheBase):
 
     def _from(self, hit: Hit) -> Info:
         self._counts["stale"] += hit.stale
+        self._oldest = max(self._oldest, hit.age)
         source: Source = "disk" if hit.tier == "disk" else "memory"
         return Info(decode(hit.entry.data), source, hit.stale, hit.age)
 
@@ -414,6 +415,7 @@ class CacheRules(CacheBase):
         except OutboxError as full:
             if error is None:
                 raise
+            self._counts["lost"] += len(changes)
             log.error("%s: a change is lost: %s", self.name, full)
             raise error from full
         self._counts["queued"] += len(changes)

@@ -57,6 +57,14 @@ class Client:
         """The file has changed: go by its new section from the next call on."""
         self.section = section
 
+    def problems(self) -> list[str]:
+        """What is wrong with this process's client beside its circuits, in sentences."""
+        return []
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of this process's client, and what it holds: dictionaries, texts and numbers."""
+        return {}
+
     def close(self) -> None:
         """Let go of what it holds beside its circuits.  Safe to call twice."""
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Parked
-from ..policy import Outcome
+from ..policy import Outcome, Policy
 from ..process import follow_process
+from ..sections import Cache, Circuit
+from .cache_base import outbox_of
+from .client import Client
 from .waiting import Waiting
 
 
@@ -72,9 +77,18 @@ class TaskQueue:
         self._queue.add_many([(name, words, "")])
         return task_id
 
+    @property
+    def outbox(self) -> Outbox:
+        """Where tasks wait."""
+        return self._queue.outbox
+
     def waiting(self) -> int:
         """How many tasks wait for the broker."""
         return self._queue.count()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the tasks that wait, in sentences."""
+        return self._queue.problems("tasks")
 
     def close(self) -> None:
         """Stop handing over; what waits stays on disk.  Safe to call twice."""
@@ -85,10 +99,12 @@ class TaskQueue:
         self._queue.forked()
 
     def _hand_over(self, name: str, words: Mapping[str, Any]) -> None:
-        with self._breaker.guard():
+        with self._breaker.guard(), self._app.producer_or_acquire() as producer:
+            # Left to itself, it would try to connect again for seconds while the caller waits.
+            producer.connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
             self._app.send_task(
                 name, words["args"], words["kwargs"], task_id=words["id"], retry=False,
-                **words["options"],
+                producer=producer, **words["options"],
             )  # fmt: skip
 
     def _deliver(self, entry: Entry) -> None:
@@ -108,3 +124,38 @@ class TaskQueue:
             return self._queue.count() > 0
         except OutboxError:
             return False
+
+
+class TaskClient(Client):
+    """A service's task queue: policy and folder are those of its cache."""
+
+    def __init__(
+        self,
+        name: str,
+        circuits: Mapping[str, CircuitBreaker],
+        section: Circuit,
+        explicit: Mapping[str, Any],
+    ) -> None:
+        super().__init__(name, circuits, section, explicit)
+        beside = Path(outbox_of(name, cast(Cache, section)).path)
+        outbox = Outbox(beside.with_name("tasks.db"))
+        self.queue = TaskQueue(self.explicit["app"], self.breaker, outbox)
+
+    @staticmethod
+    def policy(policy: Policy) -> Policy:
+        """What says that the broker is away; what a task is made of says nothing of it."""
+        from kombu.exceptions import OperationalError
+
+        return replace(policy, record=(OperationalError, OSError))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the tasks that wait."""
+        return self.queue.problems()
+
+    def stats(self) -> dict[str, Any]:
+        """What waits on this host."""
+        return {"outbox": self.queue.outbox.stats()}
+
+    def close(self) -> None:
+        """Stop handing over; what waits stays on disk."""
+        self.queue.close()

@@ -90,6 +90,18 @@ class Waiting:
         """
         return self.outbox.waiting(self._topic) if self.has_file() else 0
 
+    def problems(self, what: str) -> list[str]:
+        """What is wrong with them, in sentences; ``what`` they are, such as "changes"."""
+        stats, found = self.outbox.stats(), []
+        if not stats["works"]:
+            found.append(f"{what} cannot wait on disk: {stats['trouble']}")
+        if stats["damaged"]:
+            found.append(f"{len(stats['damaged'])} damaged files with {what} were put aside")
+        parked = stats["topics"].get(self._topic, {}).get("parked", 0)
+        if parked:
+            found.append(f"{parked} {what} are parked, see `breakers outbox list`")
+        return found
+
     def replay(self) -> Replayed:
         """Deliver what waits; done by itself.  Raises as ``Outbox.replay``."""
         done = self.outbox.replay(self._topic, self._deliver, limit=MOST, seconds=LONGEST)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..clients.client import Client
 from ..errors import StoreUnavailable
 from ..services import Services, current
 from ..snapshot import Snapshot
-from .report import Setting, health, metrics
+from .report import Setting, Status, health, metrics, worst
 
 
 def circuit_breaker_health(services: Services | None = None) -> dict[str, Any]:
@@ -19,17 +20,31 @@ def circuit_breaker_health(services: Services | None = None) -> dict[str, Any]:
         services: whose; None: those that the getters use.
 
     While the store cannot be asked (which takes at most a second to find out), it is this
-    process's own view, and at best degraded; ``store.problem`` says why.
+    process's own view, and at best degraded; ``store.problem`` says why.  ``clients`` says what is
+    wrong with the disk tiers and outboxes of this process and its host, which makes it degraded.
     """
     services = services or current()
     snapshots, lost = _seen(services)
     found = health(snapshots, services.configuration.circuits(), time.time(), lost)
-    return {**found, "configuration": _configuration(services)}
+    clients = {client.name: _client(client) for client in services.clients()}
+    statuses = [found["overall_status"], *(client["status"] for client in clients.values())]
+    return {
+        **found,
+        "overall_status": worst(*map(Status, statuses)).value,
+        "clients": clients,
+        "configuration": _configuration(services),
+    }
+
+
+def _client(client: Client) -> dict[str, Any]:
+    problems = client.problems()
+    status = Status.DEGRADED if problems else Status.HEALTHY
+    return {"status": status.value, "problems": problems}
 
 
 def circuit_breaker_metrics(services: Services | None = None) -> dict[str, Any]:
-    """Counts, rates and response times of each circuit; for arguments see
-    ``circuit_breaker_health``."""
+    """Counts, rates and response times of each circuit, and under ``clients`` what this process's
+    clients count and hold; for arguments see ``circuit_breaker_health``."""
     services = services or current()
     snapshots, lost = _seen(services)
     values = services.configuration
@@ -37,7 +52,8 @@ def circuit_breaker_metrics(services: Services | None = None) -> dict[str, Any]:
     setting = Setting(settings.environment, settings.monitoring_enabled, len(values.services))
     found = metrics(snapshots, values.circuits(), time.time(), setting)
     store = {"reachable": not lost, "problem": lost or None}
-    return {**found, "store": store, "configuration": _configuration(services)}
+    clients = {client.name: client.stats() for client in services.clients()}
+    return {**found, "clients": clients, "store": store, "configuration": _configuration(services)}
 
 
 def _seen(services: Services) -> tuple[Mapping[str, Snapshot], str]:

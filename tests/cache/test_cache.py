@@ -78,7 +78,7 @@ def test_a_miss_and_a_wrong_type_open_nothing(cache: CacheClient, raw: redis.Red
     with pytest.raises(redis.ResponseError, match="not an integer"):
         cache.increment("text")
     assert cache.breaker.state == "closed"
-    assert cache.health()["queued"] == 0
+    assert cache.stats()["queued"] == 0
 
 
 @pytest.mark.parametrize("trouble", ["OOM", "READONLY"])
@@ -151,7 +151,7 @@ def test_a_loader_that_fails(cache: CacheClient) -> None:
             cache.get("k", loader=load)
     assert cache.breaker.state == "closed"
     assert cache.get("k", loader=lambda: 4) == 4
-    assert cache.health()["load_errors"] == 3
+    assert cache.stats()["load_errors"] == 3
 
 
 @pytest.mark.servers("valkey")
@@ -178,7 +178,7 @@ def test_redis_goes_away_while_a_value_is_loaded(cache: CacheClient, cache_serve
 
     assert cache.get("k", loader=load) == "loaded"
     assert cache.get_with_info("k")[:2] == ("loaded", "memory")
-    assert cache.health()["queued"] == 0
+    assert cache.stats()["queued"] == 0
 
 
 @pytest.mark.servers("valkey")

@@ -67,7 +67,7 @@ def test_redis_is_killed_under_eight_processes(
     for file in files:
         services = Services(file, environ={})
         client = services.client("cache", "api")
-        topics: Callable[[], object] = lambda c=client: c.health()["outbox"]["topics"]  # type: ignore[attr-defined, misc]  # noqa: E731
+        topics: Callable[[], object] = lambda c=client: c.stats()["outbox"]["topics"]  # type: ignore[attr-defined, misc]  # noqa: E731
         client.get("anything")  # type: ignore[attr-defined]
         wait_until(lambda topics=topics: not topics(), timeout=60)
         services.close()

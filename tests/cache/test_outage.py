@@ -21,7 +21,7 @@ pytestmark = pytest.mark.servers("valkey")
 
 
 def nothing_waits(*caches: CacheClient) -> bool:
-    return all(not cache.health()["outbox"]["topics"] for cache in caches)
+    return all(not cache.stats()["outbox"]["topics"] for cache in caches)
 
 
 def known_as_fresh(cache: CacheClient, key: str) -> Callable[[], bool]:
@@ -93,7 +93,7 @@ def test_what_is_over_is_stale_and_then_gone(start: Start, cache_server: Server)
     cache_server.kill()
     info = cache.get_with_info("k", default="gone")
     assert (info.value, info.stale) == (1, True)
-    assert cache.health()["stale"] == 1
+    assert cache.stats()["stale"] == 1
     wait_until(lambda: cache.get("k", default="gone") == "gone")
 
 
@@ -191,7 +191,7 @@ def test_nothing_newer_is_overwritten(
     cache.breaker.release(reason="go on")
     wait_until(lambda: nothing_waits(cache))
     assert cache.get_many(["a", "b", "c", "n", "d"]) == {"a": "newer", "c": "newer", "n": 1, "d": 8}
-    assert cache.health()["superseded"] == 4
+    assert cache.stats()["superseded"] == 4
 
 
 def test_what_builds_on_something_that_waits_waits_too(
@@ -242,7 +242,7 @@ def test_an_increment_without_an_answer_is_not_repeated(
     with pytest.raises(redis.TimeoutError):
         cache.increment("n")
     cache_server.resume()
-    assert cache.health()["queued"] == 0
+    assert cache.stats()["queued"] == 0
     wait_until(lambda: raw.get(PREFIX + "n") == "2")
 
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_carried_out_is_parked(cache: CacheClient, raw: redis.Red
     cache.replay()
     parked = cache._queue.outbox.entries(parked=True)
     assert ["WRONGTYPE" in entry.error for entry in parked] == [True, False, False]
-    assert cache.health()["outbox"]["topics"]["api.cache"]["parked"] == 3
+    assert cache.stats()["outbox"]["topics"]["api.cache"]["parked"] == 3
 
 
 def test_a_full_outbox_is_no_silent_loss(
@@ -299,7 +299,7 @@ def test_threads_in_an_outage_lose_nothing(
         thread.start()
     wait_until(lambda: min(written) > 20)
     cache_server.kill()
-    wait_until(lambda: cache.health()["queued"] > 20)
+    wait_until(lambda: cache.stats()["queued"] > 20)
     cache_server.restart(empty=False)
     wait_until(lambda: cache.breaker.state == "closed", timeout=20)
     stop.set()
