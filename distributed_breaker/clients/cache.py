@@ -62,6 +62,9 @@ class CacheClient(CacheRules):
                 with self._breaker.guard():
                     data = self._store.get(name)
             except Exception as error:
+                hit = self._in_memory(name, error)
+                if hit is not None:
+                    return self._from(hit).value
                 rules = self._behind(name, self._native(error), default, None, None)
                 return self._drive(rules).value
             if data is not None:

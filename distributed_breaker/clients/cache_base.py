@@ -26,7 +26,7 @@ from ..fallback.outbox import Entry as Waits
 from ..fallback.outbox import Outbox
 from ..fallback.tiers import Tiers
 from ..permit import Permit
-from ..policy import Policy, State, check_number
+from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
 from ..sections import Cache, Circuit
 from .client import Client
@@ -39,7 +39,6 @@ MISSING: Any = object()
 AWAY = (redis.RedisError, CircuitBreakerOpenException)
 MOST_LIVES = 10_000  # keys whose time to live is still to be asked for
 BATCH = 500
-PROBED = (State.OPEN, State.HALF_OPEN)
 
 
 class CacheBase(Driver, Client):
@@ -62,13 +61,14 @@ class CacheBase(Driver, Client):
         self._stores: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._tiers = _tiers(self.section, folder_of(name, self.section))
         outbox = outbox_of(name, self.section)
-        self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._look_after)
+        self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._learn_lives)
         self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
         self._flights: dict[str, Future[Any]] = {}
         self._counts: dict[str, int] = dict.fromkeys(
             ("loads", "load_errors", "stale", "queued", "replayed", "superseded", "lost"), 0
         )
         self._oldest = 0.0  # s, of what the tiers have served
+        self._check_health()
         follow_process(self)
 
     @staticmethod
@@ -85,6 +85,14 @@ class CacheBase(Driver, Client):
             self._store, self._stores = connect(new), weakref.WeakKeyDictionary()
             self.__dict__.pop("_guarded", None)
         self._prefix = new.cache_key_prefix
+        self._check_health()
+
+    def _check_health(self) -> None:
+        key = self.section.health_check_key
+        if key is None:
+            self._breaker.check = None
+        else:
+            self._breaker.health_check(lambda: self._store.get(self._name(key)))
 
     # ------------------------------------------------------------------ keeping the tiers warm
 
@@ -113,21 +121,6 @@ class CacheBase(Driver, Client):
             now = time.time()
             entry = Entry(data, now, now + life, now + life + self.section.stale_ttl)
             self._tiers.put(name, entry, durable=durable)
-
-    def _look_after(self) -> bool:
-        again = self._learn_lives()
-        return self._probe() or again
-
-    def _probe(self) -> bool:
-        """Read ``health_check_key`` once the circuit is due, so that no caller needs to be the
-        probe; whether it was read."""
-        key, breaker = self.section.health_check_key, self._breaker
-        if key is None or breaker.state not in PROBED or breaker.refusing:
-            return False
-        with suppress(*AWAY), breaker.guard():
-            self._store.get(self._name(key))
-            return True
-        return False
 
     def _learn_lives(self) -> bool:
         """Ask for the times to live of what was read; whether there is more."""

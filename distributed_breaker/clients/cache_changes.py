@@ -92,12 +92,13 @@ def encode(key: str, value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """What is stored.  What another program has stored, and is not JSON, comes as text or bytes."""
     try:
-        return json.loads(data)
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data
+    try:
+        return json.loads(text)
     except ValueError:
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return data
+        return text
 
 
 def ms(seconds: float) -> int:

@@ -12,7 +12,19 @@ from pathlib import Path
 
 from scripts.servers import KINDS, Server, why_missing
 
-from . import calls, circuits, outage, pages, peers, recovery, startup, threads, traffic, trips
+from . import (
+    cache,
+    calls,
+    circuits,
+    outage,
+    pages,
+    peers,
+    recovery,
+    startup,
+    threads,
+    traffic,
+    trips,
+)
 from .figures import Topic, judge
 from .machine import describe
 from .reasons import REASONS
@@ -29,6 +41,7 @@ TOPICS: dict[str, Callable[[Setting], Topic]] = {
     "recovery": recovery.run,
     "circuits": circuits.run,
     "startup": startup.run,
+    "cache": cache.run,
 }
 
 

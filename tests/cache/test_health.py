@@ -33,9 +33,11 @@ NAME = "api.cache"
 def begin(cache_server: Server, tmp_path: Path) -> Any:
     """The process's own services, as an application has them."""
 
-    def begin(**section: Any) -> CacheClient:
+    def begin(store: dict[str, str] | None = None, **section: Any) -> CacheClient:
         file = tmp_path / "breakers.json"
-        file.write_text(json.dumps(settings(cache_server, tmp_path, **section)))
+        content = settings(cache_server, tmp_path, **section)
+        content["settings"] |= store or {}
+        file.write_text(json.dumps(content))
         initialize_circuit_breakers(file, environ={})
         return get_cache_circuit_breaker("api")
 
@@ -87,21 +89,28 @@ def test_parked_and_lost_changes_are_said(start: Start, cache_server: Server) ->
     assert any("damaged" in problem for problem in cache.problems())
 
 
-def test_a_health_check_key_is_the_probe(start: Start, cache_server: Server) -> None:
+def test_a_health_check_key_is_the_probe(
+    begin: Any, server: Server, cache_server: Server, namespace: str
+) -> None:
     """The circuit closes although nobody calls any more."""
-    cache = start(health_check_key="health", success_threshold=2)
+    store = {"redis_url": server.url, "namespace": namespace}
+    cache = begin(store, health_check_key="health", success_threshold=2)
+    breaker = cache.breaker
+    wait_until(lambda: breaker.check is not None and breaker.check.passed)
     cache_server.kill()
     with pytest.raises(redis.ConnectionError):
         cache.get("a")
-    assert cache.breaker.state is State.OPEN
+    assert breaker.state is State.OPEN
     cache_server.restart(empty=False)
-    wait_until(lambda: cache.breaker.state is State.CLOSED)
+    wait_until(lambda: breaker.state is State.CLOSED)
+    cache.configure(cache.section.model_copy(update={"health_check_key": None}))
+    assert breaker.check is None
 
 
 def test_a_services_tasks_wait_beside_its_cache(
     begin: Any, own_server: Any, tmp_path: Path
 ) -> None:
-    begin(outbox_path=str(tmp_path / "waiting" / "outbox.db"))
+    begin(timeout=60, outbox_path=str(tmp_path / "waiting" / "outbox.db"))
     broker = own_server(tcp=True)
     app = Celery("shop", broker=broker.url, set_as_current=False)
     tasks = get_task_queue("api", app)
