@@ -62,15 +62,17 @@ class Report:
     # ------------------------------------------------------------------ on the terminal
 
     def summary(self) -> str:
-        """One line for each row that compares; where ours is behind, the number of the reason."""
+        """One line for each row; where ours is behind, the number of the reason."""
         lines = [f"{'':{NAME}}{'ours':>11}  {'best peer':<36}"]
         reasons: dict[str, int] = {}
         for judgement in self.judgements:
             row, best = judgement.row, judgement.row.best()
-            if best is None:
-                continue
             ours = MISSING if row.ours is None else number(row.ours.median)
             line = f"{f'{judgement.topic}: {row.name}':{NAME}.{NAME}}{ours:>11}  "
+            if best is None:
+                words = [row.unit, row.target and f"target {row.target}", *row.extra.values()]
+                lines.append(line + ", ".join(filter(None, words)))
+                continue
             line += f"{_short(best[1], row.unit)}, {best[0]}".ljust(36)
             line += f"{judgement.verdict:>7} {times(row.ratio()):>8}"
             if judgement.unexplained:

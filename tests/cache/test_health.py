@@ -89,6 +89,23 @@ def test_parked_and_lost_changes_are_said(start: Start, cache_server: Server) ->
     assert any("damaged" in problem for problem in cache.problems())
 
 
+def test_a_corrupt_disk_file_costs_what_it_held(
+    start: Start, cache_server: Server, tmp_path: Path
+) -> None:
+    cache = start()
+    cache.set("a", 1, durable=True)
+    cache.close()
+    (file,) = (tmp_path / "here" / "disk").rglob("cache.db")
+    file.write_bytes(b"no database" * 1_000)
+    again = start(host="here")
+    again.set("b", 2, durable=True)
+    cache_server.kill()
+    assert again.get("a", "gone") == "gone"
+    another = start(host="here")
+    assert another.get("b") == 2, "from the file that was made anew"
+    assert another.problems() == []
+
+
 def test_a_health_check_key_is_the_probe(
     begin: Any, server: Server, cache_server: Server, namespace: str
 ) -> None:
