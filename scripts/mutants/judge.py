@@ -40,7 +40,7 @@ E = "tests/equivalence/"
 SOON = {
     "lua": (
         *(f"{E}test_arguments.py", f"{E}test_values.py", f"{E}test_atomicity.py"),
-        f"{E}test_shortcut.py",
+        *(f"{E}test_shortcut.py", "tests/unit/test_costs.py"),
     ),
     "model": (f"{E}test_values.py", f"{E}test_arguments.py", "tests/unit/test_shadow.py"),
 }

@@ -258,6 +258,9 @@ def test_what_each_step_costs_the_server(own_server: Callable[..., Server]) -> N
     assert c.step("settle", token=first, kind="s")[1] == WRITE
     assert c.step("acquire", token=third)[1] == WRITE
     assert c.step("settle", token=third, kind="s")[1] == TRANSITION, "it closes"
+    assert c.step("report", batch=good)[1] == WRITE, "by the shortcut"
+    trip = c.step("report", batch=(Run("f", 2),))
+    assert trip[1] == TRANSITION, "what the shortcut has asked for is not asked for again"
     forced = TRANSITION - Counter(["pexpire"]) + Counter(["persist"])
     assert c.step("override", kind="forced_open")[1] == forced
     assert c.step("release")[1] == TRANSITION
