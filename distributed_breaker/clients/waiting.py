@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..breaker import CircuitBreaker
 from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Replayed
@@ -16,6 +18,7 @@ from ..workers import start_thread
 
 SOON, LATER = 0.1, 1.0  # s between two rounds: while something waits, and else
 MOST, LONGEST = 1_000, 5.0  # deliveries, and seconds, in one round
+FEW, SHORT = 20, 0.2  # the same where a caller has to wait for the round
 
 log = logging.getLogger("distributed_breaker")
 
@@ -54,7 +57,7 @@ class Waiting:
     def has_file(self) -> bool:
         """Whether anything has ever waited, so that it is worth looking; the thread looks, too.
         What only looks makes no file."""
-        if self._thread is None:
+        if self._thread is None or self._thread.alone:
             self.care()
         return os.path.exists(self.outbox.path)
 
@@ -102,9 +105,9 @@ class Waiting:
             found.append(f"{parked} {what} are parked, see `breakers outbox list`")
         return found
 
-    def replay(self) -> Replayed:
+    def replay(self, *, limit: int = MOST, seconds: float = LONGEST) -> Replayed:
         """Deliver what waits; done by itself.  Raises as ``Outbox.replay``."""
-        done = self.outbox.replay(self._topic, self._deliver, limit=MOST, seconds=LONGEST)
+        done = self.outbox.replay(self._topic, self._deliver, limit=limit, seconds=seconds)
         self.possible = done.left > 0
         return done
 
@@ -116,7 +119,7 @@ class Waiting:
                 thread = self._thread = self._thread or _Thread(self)
         thread.wake()
 
-    def round(self) -> bool:
+    def round(self, *, limit: int = MOST, seconds: float = LONGEST) -> bool:
         """One round of the thread's; whether another one is to follow soon."""
         again = self._also()
         if self.possible and not os.path.exists(self.outbox.path):
@@ -124,7 +127,7 @@ class Waiting:
         # Once the circuit is due, what waits is tried as a probe, so no traffic is needed.
         if self.possible and not self._breaker.refusing:
             try:
-                self.replay()
+                self.replay(limit=limit, seconds=seconds)
                 self._said = ""
             except OutboxError as error:
                 if str(error) != self._said:
@@ -146,35 +149,50 @@ class Waiting:
 
 
 class _Thread:
-    """Makes rounds until it is closed, or nobody holds what it looks after any more."""
+    """Makes rounds until it is closed, or nobody holds what it looks after any more.
+
+    Where no thread can be started (uWSGI without threads), callers make short rounds now and then:
+    then it is ``alone``.
+    """
 
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = weakref.ref(waiting)
         self._wake = threading.Event()
         self._ended = False
+        self._next = 0.0
         try:
             self._thread: threading.Thread | None = start_thread("circuit-breaker-care", self._run)
         except RuntimeError:
             self._thread = None
+        self.alone = self._thread is None
 
     def wake(self) -> None:
         self._wake.set()
+        if self.alone and time.monotonic() >= self._next and not self._ended:
+            self._next = math.inf  # a round that wakes it makes no other
+            try:
+                self._round(limit=FEW, seconds=SHORT)
+            finally:
+                self._next = time.monotonic() + LATER
 
     def _run(self) -> None:
         soon = True
         while not self._ended:
-            waiting = self._waiting()
-            if waiting is None:
+            if self._waiting() is None:
                 return
-            try:
-                soon = waiting.round()
-            except Exception:
-                log.exception("what waits is looked after again soon, after a defect")
-            del waiting
+            soon = self._round()
             self._wake.clear()
             # What is put wakes it; rounds are not made more often than that, whatever comes.
             time.sleep(SOON)
             self._wake.wait(0 if soon else LATER)
+
+    def _round(self, **bounds: Any) -> bool:
+        waiting = self._waiting()
+        try:
+            return waiting is not None and waiting.round(**bounds)
+        except Exception:
+            log.exception("what waits is looked after again soon, after a defect")
+            return True
 
     def close(self) -> None:
         self._ended = True

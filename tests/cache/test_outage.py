@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from distributed_breaker import CircuitBreakerOpenException
+from distributed_breaker.clients import waiting
 from distributed_breaker.clients.cache import CacheClient
 from distributed_breaker.clients.waiting import Waiting
 from scripts.servers import Server
@@ -167,6 +168,21 @@ def test_changes_reach_redis_afterwards_in_order(
     assert cache.get_many(["a", "b", "n", "new", "b2"]) == {"a": 3, "n": 17, "new": [1], "b2": 2}
     assert 490_000 < raw.pttl(PREFIX + "a") <= 500_000
     assert 290_000 < raw.pttl(PREFIX + "c") <= 300_000
+
+
+def test_where_no_thread_can_run_callers_bring_changes_back(
+    cache: CacheClient, cache_server: Server, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(name: str, run: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(waiting, "start_thread", no_thread)
+    monkeypatch.setattr(waiting, "LATER", 0.01)
+    cache_server.kill()
+    assert cache.set("a", 1) is False
+    cache_server.restart(empty=False)
+    wait_until(lambda: cache.get("a") == 1 and raw.exists("nightscan:a") == 1)
+    wait_until(lambda: cache.get("b", "none") == "none" and not cache._queue.possible)
 
 
 def test_nothing_newer_is_overwritten(
