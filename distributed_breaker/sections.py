@@ -270,6 +270,9 @@ class Cache(Circuit):
     """Seconds for which a value lives that is set without a time to live."""
     stale_ttl: float = Field(default=3_600.0, ge=0, le=30 * DAY)
     """Seconds beyond its life for which a value may be served while the circuit is open."""
+    warm_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of the keys whose values are kept in the tiers when they are read from Redis; of the
+    others only what is set or loaded here."""
     cache_key_prefix: str = Field(default="nightscan:", max_length=100)
     """What every key begins with."""
     health_check_key: Text | None = None

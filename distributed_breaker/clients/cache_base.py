@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import redis
 
@@ -103,6 +104,9 @@ class CacheBase(Driver, Client):
             return
         held = tiers.peek(name)
         if held is not None and held.data == data and time.time() < held.fresh_until:
+            return
+        share = self.section.warm_share
+        if share < 1.0 and held is None and crc32(name.encode()) >= share * 2**32:
             return
         # Until that is known it counts as stale: it may be over at any moment.
         self._put(name, data, 0.0)

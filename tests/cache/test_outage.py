@@ -57,6 +57,26 @@ def test_the_tiers_answer(cache: CacheClient, cache_server: Server, raw: redis.R
     assert cache.breaker.state == "open"
 
 
+def test_a_share_of_the_keys_is_kept_warm(
+    start: Start, cache_server: Server, raw: redis.Redis
+) -> None:
+    """The same ones in every process."""
+    keys = [f"k{number}" for number in range(100)]
+    for key in keys:
+        raw.set(f"nightscan:{key}", "1")
+    caches = [start(str(share), warm_share=share) for share in (0.0, 0.3, 0.3, 1.0)]
+    caches[0].set("mine", 1)
+    for cache in caches:
+        assert len([cache.get(key) for key in keys]) == len(cache.get_many(keys)) == 100
+    cache_server.kill()
+    none, some, same, every = ({k for k in keys if c.get(k, 0)} for c in caches)
+    assert none == set()
+    assert every == set(keys)
+    assert some == same
+    assert 15 < len(some) < 45
+    assert caches[0].get("mine") == 1
+
+
 def test_when_nothing_can_answer(start: Start, cache_server: Server) -> None:
     cache = start(timeout=60)
     cache_server.kill()
