@@ -127,9 +127,10 @@ local function steady_batch(w, r, totals, now, moment)
     or #reporter > MAX_NAME or not find(reporter, '^[%w_-]+$') or find(shares, ' *:', 1, true) then
     return nil
   end
+  -- Where there is no such share, a blank stands where its first number should.
   local from, to = find(shares, ' ' .. reporter .. ':', 1, true)
   local cur, prev, own, behind = match(shares, '^%d+:(%d+):(%d+):(%d+)(.*)$', (to or 0) + 1)
-  if not from or not cur then return nil end
+  if not cur then return nil end
   local before = string.sub(shares, 1, from - 1)
   local n, f, s, older = match(ring, '^ 0:(%d+):(%d+):(%d+)(.*)$')
   if not n then n, f, s, older = '0', '0', '0', ring end
@@ -187,14 +188,13 @@ end
 local function steady()
   if ARGV[1] ~= 'report' or not ARGV[13] then return nil end
   local raw = read_stored()
-  if raw.err or not (raw[1] and raw[2] and raw[3] and raw[6]) or raw[5] ~= ARGV[7] then
-    return nil
-  end
+  -- After an error there are none of these.
+  if not (raw[1] and raw[2] and raw[3] and raw[6]) or raw[5] ~= ARGV[7] then return nil end
 
-  -- Of the header only the counter changes. The client knows this generation.
+  -- Of the header only the counter changes. The client knows this generation; if it is another one,
+  -- or the header no plain one, then era is not the client's.
   local head, era, since, attempt, n, cause =
     match(raw[1], '^(1 (%d+ %x+) closed (%d+) %d+ (%d+) 0 %-) (%d+) (%S+)$')
-  if not head then return nil end
   if ARGV[9] ~= era or ARGV[6] ~= era .. ' closed 0 ' .. attempt
     or (ARGV[8] ~= '0' and ARGV[8] ~= '1') or #ARGV[13] > MAX_DETAIL
     or not find(ARGV[3], '^%x%x%x%x%x%x%x%x$') then
@@ -227,7 +227,7 @@ local function steady()
   answer[1] = head .. ' ' .. digits(n + 1) .. ' ' .. cause
   local saved = redis.pcall('HSET', KEYS[1], 'h', answer[1], 'w', w, 'r', r, 't',
     table.concat(totals, ' '))
-  if type(saved) == 'table' and saved.err then return redis.error_reply(refusal(saved.err)) end
+  if type(saved) == 'table' then return redis.error_reply(refusal(saved.err)) end
   return answer
 end
 

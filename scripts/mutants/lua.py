@@ -73,7 +73,7 @@ class Changes:
         if node.text in COMPARISONS:
             for other in COMPARISONS[node.text]:
                 yield Change(start, end, other, "comparison")
-        elif node.text in ARITHMETIC:
+        elif node.text in ARITHMETIC and self._text(right) != "0":  # a text becomes a number
             yield Change(start, end, ARITHMETIC[node.text], "arithmetic")
         elif node.text in ("and", "or"):
             yield Change(start, end, "or" if node.text == "and" else "and", "boolean")

@@ -52,6 +52,7 @@ def bounds() -> Iterator[Bound]:
     yield from moments()
     yield from reporters()
     yield from rules()
+    yield from near()
     yield from batches()
     yield from damage()
 
@@ -179,6 +180,9 @@ def moments() -> Iterator[Bound]:
         yield report(quiet(touched=touched), taken)
     for window in (1, 2, 11, 12, 23, 24):
         yield report(quiet(policy=PATIENT._replace(window=window)))
+    for late, taken in ((10**13, True), (10**14 - 1, True), (10**14, False)):
+        c = quiet(head=late // width, half=late // half, touched=late)
+        yield report(c, taken, late)
 
 
 def reporters() -> Iterator[Bound]:
@@ -191,7 +195,11 @@ def reporters() -> Iterator[Bound]:
                 yield report(c, taken, reporter=who, batch=batch)
     yield report(quiet(reporters=[one]), reporter="b")
     yield report(quiet(reporters=[]), False)
-    yield report(quiet(reporters=[replace(OWN), Reporter("*", 0, 1, 0, 0)]), False)
+    yield report(quiet(reporters=[replace(one, id="7")]), False, reporter="b")
+    yield report(quiet(reporters=[replace(one, id="a-b")]), reporter="a-b")
+    yield report(quiet(reporters=[replace(one, last=5)]), reporter="b")
+    for order in ((OWN, Reporter("*", 0, 1, 0, 0)), (Reporter("*", 0, 1, 0, 0), OWN)):
+        yield report(quiet(reporters=[replace(r) for r in order]), False)
 
 
 def rules() -> Iterator[Bound]:
@@ -214,6 +222,20 @@ def rules() -> Iterator[Bound]:
         yield report(c, raised, batch=(Run("I" if slow else "F", added),))
 
 
+def near() -> Iterator[Bound]:
+    """A share that is as near to its rate as it can be, on either side."""
+    rule = PATIENT._replace(minimum_calls=1, failure_rate=1)
+    one_in_all = quiet(policy=rule, run=0, ring=circuit().ring)
+    yield report(one_in_all)
+    yield report(one_in_all, False, batch=(Run("f"),))
+    for slow, (rate, calls, bad) in product((0, 1), ((5_001, 19, 10), (5_000, 10_000, 5_000))):
+        name = "slow_call_rate" if slow else "failure_rate"
+        rule = PATIENT._replace(minimum_calls=10, **{name: rate})
+        c = quiet(policy=rule, ring=circuit().ring)
+        c.ring[0] = [calls, bad * (1 - slow), bad * slow]
+        yield report(c)
+
+
 def batches() -> Iterator[Bound]:
     """Batches as long and runs as great as they may be, and what is not a plain run."""
     c = quiet(policy=PATIENT, run=0)
@@ -234,7 +256,7 @@ def damage() -> Iterator[Bound]:
     """Fields that are absent, short or written by another hand."""
     whole = report(quiet(), batch=(Run("f"),), deltas=(("b0", 1),)).case
     fields = dict(whole.before or {})
-    for name in ("w", "r", "p", "t", "e"):
+    for name in ("h", "w", "r", "p", "t", "e"):
         rest = {field: text for field, text in fields.items() if field != name}
         yield Bound(whole._replace(before=rest), False)
         only_counted = report(quiet(), batch=(), deltas=(("b0", 1),)).case

@@ -37,24 +37,89 @@ def test_what_is_malformed_is_refused_by_the_machine(script: Script) -> None:
 
 # Where the words of a report stand, and what is none, though all its parts could be.
 WRITTEN = {
+    2: ("{now}.0", " {now}", "{now} ", "+{now}", "0{now}", "0x19ab52bc000"),
+    7: ("x", "1 2 3"),
+    8: ("", "2", "01"),
+    10: ("a:1763999999997:4:3:1 me",),
     11: ("s1;s2", "s1:s2", "s1s2", "s1 ;s2", "xs1", "s1x", "s1.5", "s01", "s1 s"),
     12: ("b0:1;b1:2", "b0:1:b1:2", "b0:1b1:2", "xb0:1", "b0:1x", "b0:01", "b0:1 b1", "b01:1"),
 }
 
 
+class Bench:
+    """A circuit that the shortcut would take, and the words of a report on it."""
+
+    def __init__(self, client: redis.Redis, namespace: str) -> None:
+        taken = (bound.case for bound in bounds() if bound.taken)
+        case = next(case for case in taken if case.step.deltas and case.step.batch)
+        assert case.before is not None
+        self.now, self.fields = case.now, dict(case.before)
+        self.words = encode(case.step, "c", CIRCUIT, case.now)
+        self.client, self.key = client, key_of(namespace, CIRCUIT)
+
+    def refuses(self, words: list[str], **fields: str) -> None:
+        before = self.fields | fields
+        self.client.hset(self.key, mapping=before)
+        with pytest.raises(redis.ResponseError) as refused:
+            self.client.eval(script(), 2, self.key, self.key + ":log", *words)
+        assert code_of(refused.value) == "CBARG", words
+        assert self.client.hgetall(self.key) == before, words
+
+
+@pytest.fixture
+def bench(client: redis.Redis, namespace: str) -> Bench:
+    return Bench(client, namespace)
+
+
 @pytest.mark.servers("valkey")
 @pytest.mark.parametrize("place", WRITTEN)
-def test_what_only_looks_like_a_report_is_refused(
-    place: int, client: redis.Redis, namespace: str
-) -> None:
-    case = next(bound.case for bound in bounds() if bound.taken and bound.case.step.deltas)
-    assert case.before is not None
-    key = key_of(namespace, CIRCUIT)
-    words = encode(case.step, "c", CIRCUIT, case.now)
+def test_what_only_looks_like_a_report_is_refused(place: int, bench: Bench) -> None:
+    assert " a:1763999999997:4:3:1 me:" in bench.fields["r"], "place 10 spans two of them"
     for text in WRITTEN[place]:
-        client.hset(key, mapping=case.before)
-        words[place - 1] = text
-        with pytest.raises(redis.ResponseError, match="malformed") as refused:
-            client.eval(script(), 2, key, key + ":log", *words)
-        assert code_of(refused.value) == "CBARG", text
-        assert client.hgetall(key) == case.before, text
+        words = list(bench.words)
+        words[place - 1] = text.format(now=bench.now)
+        stored = {"p": words[6]} if place == 7 else {}
+        bench.refuses(words, **stored)
+
+
+@pytest.mark.servers("valkey")
+def test_a_report_that_breaks_off_is_refused(bench: Bench) -> None:
+    for length in range(1, 13):
+        bench.refuses(bench.words[:length])
+
+
+@pytest.mark.servers("valkey")
+def test_another_operation_is_no_report(bench: Bench) -> None:
+    """Its arguments stand where a report's do: these would say that nothing has happened."""
+    empty = ["settle", *bench.words[1:9], "token", "", "", "", ""]
+    bench.refuses(empty)
+
+
+CLOCK = """
+local server = redis
+local redis = {
+  call = server.call, error_reply = server.error_reply,
+  pcall = function(command, ...)
+    if command ~= 'TIME' then return server.pcall(command, ...) end
+    return %s
+  end,
+}
+"""
+
+
+@pytest.mark.servers("valkey")
+def test_the_servers_clock_is_read_to_the_millisecond(bench: Bench) -> None:
+    """As every report in real life has it: tests give the time along."""
+    shortcut, _, _ = script().partition("local answer = steady()")
+    bench.client.hset(bench.key, mapping=bench.fields)
+    words = [bench.words[0], "", *bench.words[2:]]
+
+    def answer(clock: str) -> object:
+        text = CLOCK % clock + shortcut + "return steady() or 'left'"
+        return bench.client.eval(text, 2, bench.key, bench.key + ":log", *words)
+
+    for passed, micro in ((0, 0), (0, 999), (1, 1_000), (999, 999_999)):
+        found = answer(f"{{'{bench.now // 1_000}', '{micro}'}}")
+        assert isinstance(found, list)
+        assert found[1] == str(bench.now + passed)
+    assert answer("{err = 'ERR no clock'}") == "left"
