@@ -95,31 +95,40 @@ def test_another_operation_is_no_report(bench: Bench) -> None:
     bench.refuses(empty)
 
 
-CLOCK = """
+INSTEAD = """
 local server = redis
 local redis = {
   call = server.call, error_reply = server.error_reply,
   pcall = function(command, ...)
-    if command ~= 'TIME' then return server.pcall(command, ...) end
+    if command ~= '%s' then return server.pcall(command, ...) end
     return %s
   end,
 }
 """
 
 
+def alone(bench: Bench, words: list[str], command: str, answer: str) -> object:
+    """What the shortcut does when a command has this answer."""
+    shortcut, _, _ = script().partition("local answer = steady()")
+    bench.client.hset(bench.key, mapping=bench.fields)
+    text = INSTEAD % (command, answer) + shortcut + "return steady() or 'left'"
+    return bench.client.eval(text, 2, bench.key, bench.key + ":log", *words)
+
+
 @pytest.mark.servers("valkey")
 def test_the_servers_clock_is_read_to_the_millisecond(bench: Bench) -> None:
     """As every report in real life has it: tests give the time along."""
-    shortcut, _, _ = script().partition("local answer = steady()")
-    bench.client.hset(bench.key, mapping=bench.fields)
     words = [bench.words[0], "", *bench.words[2:]]
-
-    def answer(clock: str) -> object:
-        text = CLOCK % clock + shortcut + "return steady() or 'left'"
-        return bench.client.eval(text, 2, bench.key, bench.key + ":log", *words)
-
     for passed, micro in ((0, 0), (0, 999), (1, 1_000), (999, 999_999)):
-        found = answer(f"{{'{bench.now // 1_000}', '{micro}'}}")
+        found = alone(bench, words, "TIME", f"{{'{bench.now // 1_000}', '{micro}'}}")
         assert isinstance(found, list)
         assert found[1] == str(bench.now + passed)
-    assert answer("{err = 'ERR no clock'}") == "left"
+    assert alone(bench, words, "TIME", "{err = 'ERR no clock'}") == "left"
+
+
+@pytest.mark.servers("valkey")
+def test_a_write_that_fails_is_told_with_its_code(bench: Bench) -> None:
+    for said, code in (("-READONLY a replica", "READONLY"), ("ERR no such right", "CBREFUSED")):
+        with pytest.raises(redis.ResponseError) as refused:
+            alone(bench, bench.words, "HSET", f"{{err = '{said}'}}")
+        assert code_of(refused.value) == code
