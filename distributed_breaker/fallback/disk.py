@@ -12,12 +12,8 @@ beyond ``MOST_ROOM`` SQLite itself refuses to grow the file.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import logging
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,14 +22,13 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..process import OwnLock
+from .file_errors import FileError
 from .forks import follow_forks
 from .memory import LARGEST_SHARE, Entry, Hit
-
-log = logging.getLogger("distributed_breaker")
+from .private_file import Kind, PrivateFile
 
 T = TypeVar("T")
 
-VERSION = 1  # of the schema
 SMALLEST = 1 << 20  # bytes; below that SQLite's own needs would be the larger part
 BUSY = 0.25  # s that a process waits for another one's transaction
 BATCH = 500  # entries in a transaction …
@@ -49,11 +44,12 @@ MARK_LIFE = 600.0  # s that a deletion is remembered against what other processe
 FUTURE = 60.0  # s; what was written later than that from now comes from a clock that was wrong
 USED_PRECISION = 60.0  # s
 MOST_USED = 10_000  # keys whose use waits to be noted
-RENEWAL_PAUSE = 10.0  # s between two renewals by one process: two versions must not take turns
 GIVEN_BACK = 256  # pages in a transaction
 
 _PAGE = 4096
 _SCHEMA = """
+CREATE TABLE totals (items INTEGER NOT NULL, bytes INTEGER NOT NULL, cleared REAL NOT NULL);
+INSERT INTO totals VALUES (0, 0, 0);
 CREATE TABLE entries (
   key BLOB PRIMARY KEY NOT NULL,
   size INTEGER NOT NULL,
@@ -76,10 +72,6 @@ CREATE TRIGGER entry_changed AFTER UPDATE OF data, size ON entries BEGIN
     items = items + (new.data IS NOT NULL) - (old.data IS NOT NULL);
 END;
 """
-_TOTALS = """
-CREATE TABLE totals (items INTEGER NOT NULL, bytes INTEGER NOT NULL, cleared REAL NOT NULL);
-INSERT INTO totals VALUES (0, 0, 0);
-"""
 _ROW = "key, data, written, fresh_until, stale_until, used"
 _PUT = """
 INSERT INTO entries (key, size, written, fresh_until, stale_until, used, data)
@@ -96,11 +88,8 @@ ON CONFLICT (key) DO UPDATE SET size = excluded.size, written = max(written, exc
   fresh_until = 0, stale_until = excluded.stale_until, used = excluded.used, data = NULL
 """
 
-# Connections that came through a fork.  They must be neither used nor closed in the child.
-_left_behind: list[sqlite3.Connection] = []
 
-
-class DiskError(Exception):
+class DiskError(FileError):
     """The disk tier cannot serve: full, read-only, locked for too long, or not to be opened."""
 
 
@@ -109,7 +98,7 @@ class DiskTier:
 
     Nothing is opened before the first use.  Every method but ``touch`` and ``close`` may raise
     DiskError.  A damaged file, or one of another version, is removed and made anew with one
-    warning: it is a cache.
+    warning.  No write is synced, so that a power loss may undo the last ones: it is a cache.
 
     Args:
         folder: a folder of its own; made, with rights for this user alone, if it does not exist.
@@ -137,19 +126,19 @@ class DiskTier:
                 f"DiskTier {os.fspath(folder)!r}: most_bytes is {most_bytes!r}, too little for an "
                 f"SQLite file: give it {SMALLEST} or more, or use no disk tier"
             )
-        self.folder = Path(folder)
-        self.path = self.folder / "cache.db"
+        self._kind = _kind(most_bytes)
+        # Reads do not wait for this process's own writes.
+        self._reads, self._writes = (
+            PrivateFile(os.path.join(folder, "cache.db"), self._kind) for _ in range(2)
+        )
+        self.path = Path(self._writes.path)
+        self.folder = self.path.parent
         self.most_bytes = most_bytes
         self.batch_bytes = min(BATCH_BYTES, most_bytes // 16)
         """Bytes that callers should put at once, unless a single entry has more."""
         self._now = now
-        self._renewed_at = float("-inf")
         self._used: dict[str, float] = {}
         self._counts = dict.fromkeys(("hits", "misses", "stale", "expired", "evictions"), 0)
-        self.renewals = 0
-        """How often this process had to make the file anew."""
-        self._reads = _Line(self, reads=True)
-        self._writes = _Line(self, reads=False)
         follow_forks(self)
 
     # ------------------------------------------------------------------ reads
@@ -171,8 +160,7 @@ class DiskTier:
                 f"SELECT {_ROW} FROM entries WHERE key IN ({marks}) AND data IS NOT NULL "
                 f"AND {end} > ? AND stale_until > ?"
             )
-            parameters = (*part, now, now)
-            rows += self._reads.run(partial(_fetch, sql=sql, parameters=parameters))
+            rows += self._fetch(sql, (*part, now, now))
         hits: dict[str, Hit] = {}
         with self._counting:
             for blob, data, written, fresh_until, stale_until, used in rows:
@@ -217,12 +205,12 @@ class DiskTier:
         with self._counting:
             used = [(at, _blob(key)) for key, at in islice(self._used.items(), BATCH)]
 
-        def put(connection: sqlite3.Connection) -> None:
-            ((cleared,),) = connection.execute("SELECT cleared FROM totals").fetchall()
+        def put(db: sqlite3.Connection) -> None:
+            ((cleared,),) = db.execute("SELECT cleared FROM totals").fetchall()
             if cleared > now + FUTURE:
                 cleared = 0.0
-            connection.executemany(_PUT, [row for row in rows if row[2] >= cleared])
-            connection.executemany("UPDATE entries SET used = max(used, ?) WHERE key = ?", used)
+            db.executemany(_PUT, [row for row in rows if row[2] >= cleared])
+            db.executemany("UPDATE entries SET used = max(used, ?) WHERE key = ?", used)
 
         self._write(put)
         with self._counting:
@@ -239,27 +227,13 @@ class DiskTier:
         for part in _parts(list(deleted.items()), BATCH):
             blobs = [(_blob(key), float(at)) for key, at in part]
             rows = [(blob, _size(blob), at, now + MARK_LIFE, now) for blob, at in blobs]
-            self._write(partial(_executemany, sql=_DELETE, rows=rows))
+            self._write(partial(_mark_deleted, rows))
 
     def clear(self, at: float | None = None) -> None:
         """Delete everything; what was written before ``at`` (default: now) does not come back."""
         cleared = self._now() if at is None else at
-
-        def clear(connection: sqlite3.Connection) -> None:
-            # A new file: to empty one of a million rows takes seconds.
-            self._begin(connection)
-            try:
-                with self._alone():
-                    self._unlink()
-                    new = self._open()
-                    try:
-                        new.execute("UPDATE totals SET cleared = ?", (cleared,))
-                    finally:
-                        new.close()
-            finally:
-                connection.execute("ROLLBACK")
-
-        self._change(clear)
+        # A new file: to empty one of a million rows takes seconds.
+        self._writes.replace(lambda db: db.execute("UPDATE totals SET cleared = ?", (cleared,)))
 
     def touch(self, key: str) -> None:
         """Note that a key is in use; ``put_many`` writes it."""
@@ -276,42 +250,27 @@ class DiskTier:
         if len(self._used) < MOST_USED:
             self._used[key] = now
 
-    def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        expired = evicted = 0
+    def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        # All rows at once: a statement that is not at its end would hold the log back.
+        return self._reads.read(lambda db: db.execute(sql, parameters).fetchall(), mend=True)
 
-        def write(connection: sqlite3.Connection) -> None:
-            nonlocal expired, evicted
-            self._begin(connection)
-            work(connection)
-            expired, evicted = self._make_room(connection)
-            connection.execute("COMMIT")
-
-        def make_room(connection: sqlite3.Connection) -> None:
-            self._begin(connection)
-            self._make_room(connection, self.most_bytes // 4)
-            connection.execute("COMMIT")
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        def write(db: sqlite3.Connection) -> tuple[int, int]:
+            work(db)
+            return self._make_room(db)
 
         try:
-            self._change(write)
-        except _FullError:
+            expired, evicted = self._writes.write(write, mend=True, sync=False)
+        except DiskError as error:
+            if not error.full:
+                raise
             # Perhaps it is only the bound of the file: then rows can go, and there is room.
-            self._change(make_room)
-            self._change(write)
+            more = self.most_bytes // 4
+            self._writes.write(lambda db: self._make_room(db, more), mend=True, sync=False)
+            expired, evicted = self._writes.write(write, mend=True, sync=False)
         with self._counting:
             self._counts["expired"] += expired
             self._counts["evictions"] += evicted
-
-    def _change(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """Once more when another process has put a new file in place in the last moment."""
-        try:
-            self._writes.run(work)
-        except _MovedError:
-            self._writes.run(work)
-
-    def _begin(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        if self.file() != self._writes.file:
-            raise _MovedError(f"{self.path} is another file than before, again and again")
 
     def _make_room(self, connection: sqlite3.Connection, more: int = 0) -> tuple[int, int]:
         """Remove what has expired, and what is used least until the bounds hold; bounded."""
@@ -353,10 +312,14 @@ class DiskTier:
 
     # ------------------------------------------------------------------ the rest
 
+    @property
+    def renewals(self) -> int:
+        """How often this process had to make the file anew."""
+        return self._reads.renewals + self._writes.renewals
+
     def stats(self) -> dict[str, int]:
         """Counts of this process, and the items and bytes of the file."""
-        totals = partial(_fetch, sql="SELECT items, bytes FROM totals")
-        ((items, held),) = self._reads.run(totals)
+        ((items, held),) = self._fetch("SELECT items, bytes FROM totals")
         return {**self.counts(), "items": items, "bytes": held}
 
     def counts(self) -> dict[str, int]:
@@ -372,246 +335,30 @@ class DiskTier:
     def forked(self, clean: bool) -> None:
         self._used = {}
 
-    # ------------------------------------------------------------------ the file
 
-    def _configure(self, connection: sqlite3.Connection) -> None:
-        """A place for tests: what a connection is told beside the rest."""
-
-    def file(self) -> tuple[int, int] | None:
-        """Which file is there: another process may have removed it, or made it anew."""
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
-
-    def connect(self) -> tuple[sqlite3.Connection, tuple[int, int] | None]:
-        """A new connection, and the file it leads to, made if it is not there, or not ours."""
-        self._check_folder()
-        with self._alone():
-            return self._open(), self.file()
-
-    def _open(self) -> sqlite3.Connection:
-        for again in (True, False):
-            self._make_file()
-            connection = sqlite3.connect(
-                self.path, timeout=BUSY, isolation_level=None, check_same_thread=False
-            )
-            try:
-                if self._prepare(connection):
-                    return connection
-                why = "it has another schema"
-            except BaseException as error:
-                connection.close()
-                if not again or not _is_damage(error):
-                    raise
-                why = str(error)
-            connection.close()
-            self._remove_file(why)
-        raise DiskError(f"{self.path} cannot be made anew")
-
-    def renew(self, file: tuple[int, int] | None, why: str) -> None:
-        """Remove the file that is damaged, unless another process has done so."""
-        with self._alone():
-            if self.file() == file:
-                self._remove_file(why)
-
-    def _check_folder(self) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            self.folder.mkdir(mode=0o700)
-        found = os.stat(self.folder)
-        if not stat.S_ISDIR(found.st_mode):
-            raise DiskError(f"{self.folder} is no folder: remove it, or name another one")
-        if found.st_mode & 0o022:
-            raise DiskError(
-                f"others may write in {self.folder} (mode {stat.S_IMODE(found.st_mode):o}): take "
-                f"that right away (chmod go-w), or name another folder"
-            )
-
-    def _make_file(self) -> None:
-        # Only where there is none: closing a file that SQLite has open, in this process, too,
-        # would give up SQLite's locks on it.
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(self.path, flags, 0o600))
-        found = os.lstat(self.path)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise DiskError(f"{self.path} is no file of this user: remove it")
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process opens, makes or removes the file meanwhile."""
-        lock = os.open(self.folder / "cache.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            deadline = time.monotonic() + BUSY
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise DiskError(f"{self.folder} is locked by another process") from None
-                    time.sleep(0.002)
-            yield
-        finally:
-            os.close(lock)
-
-    def _prepare(self, connection: sqlite3.Connection) -> bool:
-        """Make the schema where there is none; False when there is another one."""
-        version = _pragma(connection, "user_version")
-        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-        if version != VERSION and (version or tables):
-            return False
-        if version != VERSION:
-            connection.execute(f"PRAGMA page_size = {_PAGE}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        ((mode,),) = connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        if mode != "wal":
-            raise DiskError(f"{self.folder} lies where SQLite cannot share a file: name another")
-        log_pages = min(LOG_PAGES, self.most_bytes // 16 // _PAGE)
-        for pragma in (
-            "synchronous = NORMAL",
-            "temp_store = MEMORY",
-            f"cache_size = -{CACHE}",
-            f"wal_autocheckpoint = {log_pages}",
-            f"journal_size_limit = {log_pages * _PAGE}",
-            f"max_page_count = {int(MOST_ROOM * self.most_bytes) // _PAGE}",
-        ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-        if version != VERSION:
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in (*_statements(_TOTALS), *_statements(_SCHEMA)):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-            connection.execute("COMMIT")
-        self._configure(connection)
-        return True
-
-    def _remove_file(self, why: str) -> None:
-        at = time.monotonic()
-        if at - self._renewed_at < RENEWAL_PAUSE:
-            raise DiskError(f"{self.path} was made anew only just now, and again: {why}")
-        self._renewed_at = at
-        self._unlink()
-        with self._counting:
-            self.renewals += 1
-        log.warning("the disk tier %s is made anew: %s", self.path, why)
-
-    def _unlink(self) -> None:
-        for name in ("cache.db-wal", "cache.db-shm", "cache.db"):
-            (self.folder / name).unlink(missing_ok=True)
+def _kind(most_bytes: int) -> Kind:
+    log_pages = min(LOG_PAGES, most_bytes // 16 // _PAGE)
+    return Kind(
+        name="the disk tier",
+        error=DiskError,
+        schema=_SCHEMA,
+        version=1,
+        application=0,
+        pragmas={
+            "temp_store": "MEMORY",
+            "cache_size": -CACHE,
+            "wal_autocheckpoint": log_pages,
+            "journal_size_limit": log_pages * _PAGE,
+            "max_page_count": int(MOST_ROOM * most_bytes) // _PAGE,
+        },
+        busy=BUSY,
+        cache=True,
+        layout="PRAGMA auto_vacuum = INCREMENTAL",
+    )
 
 
-class _MovedError(DiskError):
-    """The file that is open is no longer the one at the path."""
-
-
-class _FullError(DiskError):
-    """There is no room, in the file or on the disk."""
-
-
-class _Line:
-    """One connection and its lock: reads do not wait for this process's own writes."""
-
-    fork_locks: ClassVar[tuple[tuple[int, str], ...]] = ((40, "_lock"),)
-    _lock = OwnLock()
-
-    def __init__(self, tier: DiskTier, reads: bool) -> None:
-        self._tier = tier
-        self._reads = reads
-        self._connection: sqlite3.Connection | None = None
-        self.file: tuple[int, int] | None = None
-        self._pid = 0
-        self._unclean = False
-        follow_forks(self)
-
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Let ``work`` do something with the connection; once more with a new file on damage."""
-        with self._lock:
-            for last in (False, True):
-                try:
-                    return work(self._ready())
-                except sqlite3.Error as error:
-                    self._settle(error)
-                    if _code(error) == sqlite3.SQLITE_FULL:
-                        raise _FullError(f"{self._tier.path}: {error}") from error
-                    if last or not _is_damage(error):
-                        raise DiskError(f"{self._tier.path}: {error}") from error
-                    self._renew(str(error))
-                except OSError as error:
-                    self._close()
-                    raise DiskError(f"{self._tier.path}: {error}") from error
-                except BaseException:
-                    self._close()  # also an interruption must leave no transaction open
-                    raise
-        raise AssertionError("unreachable")
-
-    def _renew(self, why: str) -> None:
-        try:
-            self._tier.renew(self.file, why)
-        except OSError as error:
-            raise DiskError(f"{self._tier.path} cannot be removed: {error}") from error
-
-    def _ready(self) -> sqlite3.Connection:
-        if self._pid != os.getpid():
-            self._leave_behind()
-        if self._unclean:
-            raise DiskError("the process was forked while another thread was inside SQLite")
-        file = self._tier.file()
-        if self._connection is not None and file == self.file:
-            return self._connection
-        self._close()
-        connection, self.file = self._tier.connect()
-        if self._reads:
-            connection.execute("PRAGMA query_only = 1")
-        self._connection = connection
-        self._pid = os.getpid()
-        return connection
-
-    def _settle(self, error: sqlite3.Error) -> None:
-        """Leave no transaction open; after all but the everyday errors begin with a new one."""
-        if self._connection is None:
-            return
-        if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
-            self._close()
-            return
-        try:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            self._close()
-
-    def _close(self) -> None:
-        # SQLite looks itself whether the path still leads to the file it has open, and leaves the
-        # log of a new one alone.
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._pid == os.getpid():
-                self._close()
-
-    def forked(self, clean: bool) -> None:
-        self._leave_behind()
-        self._unclean = self._unclean or not clean
-
-    def _leave_behind(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            _left_behind.append(connection)
-
-
-def _fetch(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-    # All rows at once: a statement that is not at its end would hold the log back.
-    return connection.execute(sql, parameters).fetchall()
-
-
-def _executemany(connection: sqlite3.Connection, sql: str, rows: list[Any]) -> None:
-    connection.executemany(sql, rows)
+def _mark_deleted(rows: Sequence[Any], db: sqlite3.Connection) -> None:
+    db.executemany(_DELETE, rows)
 
 
 def _remove(connection: sqlite3.Connection, rows: Sequence[tuple[int, int]]) -> None:
@@ -630,34 +377,6 @@ def _give_back(connection: sqlite3.Connection) -> None:
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
     ((value,),) = connection.execute(f"PRAGMA {name}").fetchall()
     return int(value)
-
-
-def _statements(script: str) -> list[str]:
-    """The statements of a script; executescript would end the transaction."""
-    statements = []
-    lines: list[str] = []
-    for line in script.strip().splitlines():
-        lines.append(line)
-        if sqlite3.complete_statement("\n".join(lines)):
-            statements.append("\n".join(lines))
-            lines = []
-    return statements
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary code; 0 where the error is Python's own."""
-    code: int = getattr(error, "sqlite_errorcode", 0) or 0
-    return code & 0xFF
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Whether the file itself is broken: that goes away with it."""
-    if not isinstance(error, sqlite3.Error):
-        return False
-    code = _code(error)
-    if code == sqlite3.SQLITE_ERROR:
-        return "no such" in str(error)  # a table or a column
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _blob(key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Forks: no lock of the tiers is held by another thread, and no structure half changed, meanwhile.
+"""Forks: no lock of what lies here is held by another thread, and nothing half changed, meanwhile.
 
 SQLite has locks of its own, one for each allocation among them.  A fork while another thread is
 inside SQLite could leave one of them taken in the child for ever, so a fork waits for such a
@@ -13,11 +13,14 @@ import time
 import weakref
 from typing import Any, ClassVar, Protocol
 
-WAIT = 1.0  # s that a fork waits for all locks together, a hanging disk's included
+WAIT = 5.0  # s that a fork waits for all locks together, a hanging disk's included
 
 
 class Forks(Protocol):
-    """Something with locks (``process.OwnLock``), which are taken in the order of their ranks."""
+    """Something with locks (``process.OwnLock``), which are taken in the order of their ranks.
+
+    It may have a method ``before_fork`` as well: what it does when they are all taken.
+    """
 
     fork_locks: ClassVar[tuple[tuple[int, str], ...]]
     """Rank and name of each.  A thread that holds one may only wait for higher ranks."""
@@ -55,6 +58,9 @@ def _before() -> None:
             taken.append(lock)
         else:
             missed.add(id(owner))
+    for owner in {id(owner): owner for _, _, owner, _ in ranked}.values():
+        if id(owner) not in missed and hasattr(owner, "before_fork"):
+            owner.before_fork()
 
 
 def _after_in_parent() -> None:

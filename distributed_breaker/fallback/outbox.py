@@ -5,12 +5,11 @@ host at a time, which holds a lease on it.  Delivery is *at least once*: an entr
 its delivery has returned, so one that was being delivered when its process died, froze, or could
 not write the file is delivered again; ``Entry.uid`` is what the receiver knows it by.
 
-The file survives kill -9 and power loss; ``outbox_file.py`` says what is synced when.
+The file survives kill -9 and power loss: what is added is synced to disk before ``add`` returns.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import operator
 import os
@@ -23,10 +22,21 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from ..policy import check_number
-from .outbox_errors import OutboxError
-from .outbox_file import OutboxFile
 from .outbox_lease import Lease, Parked, Rules, attempt, tidy
-from .outbox_rows import SCHEMA, SELECT, VERSION, Entry, Item, JsonValue, checked, encoded, entry_of
+from .outbox_rows import (
+    KIND,
+    SELECT,
+    Entry,
+    Item,
+    JsonValue,
+    OutboxError,
+    OutboxFull,
+    checked,
+    chosen,
+    encoded,
+    entry_of,
+)
+from .private_file import PrivateFile
 
 __all__ = [
     "Entry",
@@ -50,10 +60,6 @@ _ADD = "INSERT INTO entries (topic, kind, key, payload, bytes, created) VALUES (
 _RETRY = "UPDATE entries SET parked = 0, attempts = 0, error = '' WHERE parked = 1"
 
 
-class OutboxFull(OutboxError):
-    """There is no room for more.  The message names the bound, and how many wait."""
-
-
 class Replayed(NamedTuple):
     """How a replay went."""
 
@@ -73,18 +79,6 @@ def _whole(name: str, value: int, most: float) -> int:
     return operator.index(int(check_number(name, operator.index(value), 1, most)))
 
 
-def _chosen(ids: Iterable[int] | None, topic: str | None) -> tuple[str, list[object]]:
-    """The condition that chooses entries, with its parameters."""
-    condition, values = "1", list[object]()
-    if ids is not None:
-        condition += " AND id IN (SELECT value FROM json_each(?))"
-        values.append(json.dumps([operator.index(number) for number in ids]))
-    if topic is not None:
-        condition += " AND topic = ?"
-        values.append(topic)
-    return condition, values
-
-
 class Outbox:
     """Entries that wait on this host's disk until they can be delivered.
 
@@ -92,7 +86,7 @@ class Outbox:
     be used on both sides of a fork.
 
     Args:
-        path: the file; see ``OutboxFile``.  Beside it lie its log and its lock, and damaged files
+        path: the file; see ``PrivateFile``.  Beside it lie its log and its lock, and damaged files
             that were moved aside (``<name>.damaged-<time>``).
         most_entries: waiting and parked ones, of all topics.
         most_bytes: of their topics, kinds, keys and payloads, of all topics.
@@ -131,7 +125,7 @@ class Outbox:
             now,
             chance,
         )
-        self._file = OutboxFile(path, SCHEMA, VERSION)
+        self._file = PrivateFile(path, KIND)
 
     @property
     def path(self) -> str:
@@ -241,7 +235,7 @@ class Outbox:
         Raises:
             OutboxError: the file cannot be read.
         """
-        condition, values = _chosen(None, topic)
+        condition, values = chosen(None, topic)
         if parked is not None:
             condition += " AND parked = ?"
             values.append(int(parked))
@@ -286,7 +280,7 @@ class Outbox:
             "path": self.path,
             "works": not trouble,
             "trouble": trouble,
-            "damaged": self._file.damaged(),
+            "damaged": self._file.place.damaged(),
             "topics": topics,
         }
 
@@ -342,19 +336,16 @@ class Outbox:
                 parked += turn.parked
         finally:
             left = lease.release()
-            self._tell_of_parked(topic, parked)
+            if parked:
+                log.warning(
+                    "%d entries of the topic %r could not be delivered and are parked in the "
+                    "outbox %s: mend what ails them and let them be retried, or purge them",
+                    parked,
+                    topic,
+                    self.path,
+                )
         left = turn.left if left is None else left
         return Replayed(delivered, parked, left, turn.busy, turn.error, turn.wait)
-
-    def _tell_of_parked(self, topic: str, parked: int) -> None:
-        if parked:
-            log.warning(
-                "%d entries of the topic %r could not be delivered and are parked in the outbox "
-                "%s: mend what ails them and let them be retried, or purge them",
-                parked,
-                topic,
-                self.path,
-            )
 
     # ------------------------------------------------------------------------ stepping in
 
@@ -371,7 +362,7 @@ class Outbox:
         Raises:
             OutboxError: the file cannot be written.
         """
-        condition, values = _chosen(ids, topic)
+        condition, values = chosen(ids, topic)
         question = f"{_RETRY} AND {condition}"
         return self._file.write(lambda db: db.execute(question, values).rowcount)
 
@@ -388,7 +379,7 @@ class Outbox:
         """
         if ids is None and topic is None and not parked_only:
             raise ValueError("purge() would delete all topics: say ids, topic or parked_only")
-        condition, values = _chosen(ids, topic)
+        condition, values = chosen(ids, topic)
         condition += " AND parked = 1" if parked_only else ""
 
         def purge(db: sqlite3.Connection) -> int:

@@ -11,9 +11,8 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from ..errors import CircuitBreakerOpenException
-from .outbox_errors import OutboxError
-from .outbox_file import OutboxFile
-from .outbox_rows import SELECT, Entry, entry_of
+from .outbox_rows import SELECT, Entry, OutboxError, entry_of
+from .private_file import PrivateFile
 
 _HEAD = f"{SELECT} WHERE topic = ? AND parked = 0 ORDER BY id LIMIT 1"
 _ERROR = f"SELECT coalesce((SELECT error FROM ({_HEAD})), '')"
@@ -96,7 +95,7 @@ class Lease:
     than ``_FAR_AHEAD`` leases, and every transaction asks anew whose it is.
     """
 
-    def __init__(self, file: OutboxFile, topic: str, rules: Rules) -> None:
+    def __init__(self, file: PrivateFile, topic: str, rules: Rules) -> None:
         self._file = file
         self._topic = topic
         self._rules = rules

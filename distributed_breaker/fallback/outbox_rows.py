@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-from .outbox_errors import OutboxError
+from .file_errors import FileError
+from .private_file import Kind
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
 
-VERSION = 1
 # The counts stand beside the lease, kept by triggers: no question about them reads the entries.
 SCHEMA = """
 CREATE TABLE file (uid TEXT NOT NULL);
@@ -41,6 +43,34 @@ CREATE TRIGGER moved AFTER UPDATE OF parked ON entries WHEN old.parked != new.pa
         parked = parked + new.parked - old.parked WHERE topic = new.topic;
 END
 """
+
+
+class OutboxError(FileError):
+    """The outbox cannot be written or read.  The message names the file and the remedy.
+
+    What was to be written is not to be relied on: after a failing disk it may be there or not.
+    """
+
+
+class OutboxFull(OutboxError):
+    """There is no room for more.  The message names the bound, and how many wait."""
+
+
+KIND = Kind(
+    name="the outbox",
+    error=OutboxError,
+    schema=SCHEMA,
+    version=1,
+    application=0x44424F58,
+    pragmas={
+        # They change something on macOS only, where an fsync alone does not reach the disk.
+        "fullfsync": "ON",
+        "checkpoint_fullfsync": "ON",
+        "journal_size_limit": 16 * 2**20,
+    },
+    busy=2.0,
+    cache=False,
+)
 SELECT = """
 SELECT id, topic, kind, key, payload, created, attempts, parked, error,
     (SELECT uid FROM file) || '-' || id FROM entries
@@ -108,6 +138,18 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
         raise OutboxError(
             f"the payload of the outbox's entry {entry.id} cannot be read: purge it by its id"
         ) from None
+
+
+def chosen(ids: Iterable[int] | None, topic: str | None) -> tuple[str, list[object]]:
+    """The condition that chooses entries, with its parameters."""
+    condition, values = "1", list[object]()
+    if ids is not None:
+        condition += " AND id IN (SELECT value FROM json_each(?))"
+        values.append(json.dumps([operator.index(number) for number in ids]))
+    if topic is not None:
+        condition += " AND topic = ?"
+        values.append(topic)
+    return condition, values
 
 
 def checked(name: str, text: str, least: int, most: int) -> str:

@@ -254,7 +254,7 @@ def test_too_small_a_bound_is_refused(folder: Path) -> None:
 def test_the_folder_and_the_file_are_private(disk: DiskTier, clock: FakeClock) -> None:
     put(disk, "a", entry(clock))
     assert stat.S_IMODE(disk.folder.stat().st_mode) == 0o700
-    for name in ("cache.db", "cache.db-wal", "cache.lock"):
+    for name in ("cache.db", "cache.db-wal", "cache.db.lock"):
         assert stat.S_IMODE((disk.folder / name).stat().st_mode) == 0o600
 
 
@@ -370,7 +370,7 @@ def test_two_see_the_same_file_after_one_has_made_it_anew(
     with closing(disk_tier(folder, clock)) as other:
         put(disk, "a", entry(clock))
         assert data_of(other, "a") == b'"v"'
-        disk.renew(disk.file(), "for the test")
+        disk._writes.replace(lambda db: None)
         put(disk, "b", entry(clock, b"2"))
         assert data_of(other, "b") == b"2"
         put(other, "c", entry(clock, b"3"))
@@ -379,24 +379,21 @@ def test_two_see_the_same_file_after_one_has_made_it_anew(
     check_file(disk.path)
 
 
-class SmallDisk(DiskTier):
-    """The disk is full at so many pages; None: it is not."""
-
-    pages: int | None = 12
-
-    def _configure(self, connection: sqlite3.Connection) -> None:
-        if self.pages is not None:
-            connection.execute(f"PRAGMA max_page_count = {self.pages}").fetchall()
+def small_disk(folder: Path, clock: FakeClock, pages: int) -> DiskTier:
+    """Its disk is full at so many pages."""
+    disk = DiskTier(folder, most_bytes=MIB, now=clock)
+    disk._kind.pragmas["max_page_count"] = pages
+    return disk
 
 
 def test_a_full_disk(folder: Path, clock: FakeClock) -> None:
-    with closing(SmallDisk(folder, most_bytes=MIB, now=clock)) as disk:
+    with closing(small_disk(folder, clock, 13)) as disk:
         put(disk, "a", entry(clock))
         with pytest.raises(DiskError, match="full"):
             put(disk, "b", entry(clock, b"x" * 100_000))
         assert disk.get("b") is None
         put(disk, "c", entry(clock))
-        disk.pages = None
+        disk._kind.pragmas["max_page_count"] = 300
         disk.close()
         put(disk, "b", entry(clock, b"x" * 100_000))
         assert data_of(disk, "b") == b"x" * 100_000
@@ -405,8 +402,7 @@ def test_a_full_disk(folder: Path, clock: FakeClock) -> None:
 
 def test_a_full_file_makes_room(folder: Path, clock: FakeClock) -> None:
     """SQLite refuses to grow the file before the tier's own bounds say anything."""
-    with closing(SmallDisk(folder, most_bytes=MIB, now=clock)) as disk:
-        disk.pages = 40
+    with closing(small_disk(folder, clock, 40)) as disk:
         for n in range(50):
             put(disk, f"k{n}", entry(clock, b"x" * 10_000))
         assert data_of(disk, "k49") is not None
@@ -595,4 +591,4 @@ def test_threads_leave_the_totals_right(disk: DiskTier, clock: FakeClock) -> Non
         list(pool.map(work, range(6)))
     disk.close()
     check_file(disk.path)
-    assert sorted(os.listdir(disk.folder)) == ["cache.db", "cache.lock"]
+    assert sorted(os.listdir(disk.folder)) == ["cache.db", "cache.db.lock"]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_breaker.fallback import outbox_file
+from distributed_breaker.fallback import outbox as module
+from distributed_breaker.fallback import private_file
 from distributed_breaker.fallback.outbox import Outbox, OutboxError
 
 Make = Callable[[], Outbox]
@@ -44,7 +45,7 @@ def outbox(make: Make) -> Outbox:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_file, "BUSY", 0.05)
+    monkeypatch.setattr(module, "KIND", module.KIND._replace(busy=0.05))
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -78,14 +79,20 @@ def test_only_its_user_may_read_it(outbox: Outbox, path: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_each_commit_is_synced(outbox: Outbox) -> None:
+def test_each_commit_is_synced_unless_it_need_not_be(outbox: Outbox) -> None:
     """What synchronous=FULL means in WAL mode is SQLite's promise; that we ask for it is ours."""
-    pragmas = ("synchronous", "journal_mode")
-    found = [
-        outbox._file.read(lambda db, name=name: db.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in pragmas
-    ]
-    assert found == [2, "wal"]
+
+    def ask(db: sqlite3.Connection) -> list[object]:
+        names = ("synchronous", "journal_mode")
+        return [db.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+
+    outbox.add("t", "k", 1)
+    assert outbox._file.read(ask) == [2, "wal"]
+    assert outbox._file.write(ask, sync=False) == [1, "wal"]
+    assert outbox._file.write(ask) == [2, "wal"]
+    outbox._file.write(ask, sync=False)
+    outbox.close()
+    assert outbox._file.write(ask) == [2, "wal"]
 
 
 def test_a_relative_path_stays_where_it_was(
@@ -134,6 +141,18 @@ def test_a_folder_in_its_place_is_told(outbox: Outbox, path: Path) -> None:
     assert outbox.stats()["works"]
 
 
+def test_another_users_file_is_refused(
+    outbox: Outbox, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.add("t", "k", 1)
+    outbox.close()
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(OutboxError, match=f"{path} .*no file of this user.*remove it"):
+        outbox.waiting()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)  # who looks after services
+    assert outbox.waiting() == 1
+
+
 def test_a_file_in_the_place_of_its_folder_is_told(outbox: Outbox, path: Path) -> None:
     path.parent.parent.write_text("")
     with pytest.raises(OutboxError, match=f"{path} cannot be used"):
@@ -143,7 +162,7 @@ def test_a_file_in_the_place_of_its_folder_is_told(outbox: Outbox, path: Path) -
 def test_a_full_disk_refuses_what_is_new_and_lets_go_what_is_old(
     outbox: Outbox, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(outbox_file.PRAGMAS, "max_page_count", "20")
+    monkeypatch.setitem(module.KIND.pragmas, "max_page_count", "20")
     small = outbox.add("t", "k", 1)
     with pytest.raises(OutboxError, match=f"{path} .*full.*make room"):
         outbox.add_many("t", [("k", "x" * 30_000)] * 3)
@@ -176,7 +195,7 @@ def test_another_programs_database_is_left_alone(outbox: Outbox, path: Path) -> 
 
 
 def test_who_writes_too_long_is_waited_for_with_a_bound(
-    make: Make, outbox: Outbox, path: Path, impatient: None
+    impatient: None, make: Make, outbox: Outbox, path: Path
 ) -> None:
     outbox.add("t", "k", 1)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -189,7 +208,7 @@ def test_who_writes_too_long_is_waited_for_with_a_bound(
 
 
 def test_who_opens_too_long_is_waited_for_with_a_bound(
-    make: Make, outbox: Outbox, path: Path, impatient: None
+    impatient: None, make: Make, outbox: Outbox, path: Path
 ) -> None:
     outbox.add("t", "k", 1)
     with open(f"{path}.lock") as lock:
@@ -208,7 +227,7 @@ def test_a_child_that_inherits_a_connection_in_use_refuses(outbox: Outbox, path:
         with pytest.raises(OutboxError, match="while this process was forked"):
             outbox.add("t", "k", 1)
     finally:
-        outbox_file._inherited.pop(outbox.path).close()
+        private_file._inherited.pop().close()
 
 
 # ---------------------------------------------------------------------------- a damaged one
@@ -275,7 +294,7 @@ def test_one_that_was_moved_while_it_was_written_is_written_again(
     def move(db: sqlite3.Connection) -> None:
         if not moved:
             moved.append(True)
-            outbox._file._rename()
+            outbox._file.place.move_aside()
         db.execute(
             "INSERT INTO entries (topic, kind, key, payload, bytes, created) "
             "VALUES ('t', 'k', '', '5', 1, 0)"
@@ -313,7 +332,7 @@ def test_its_log_goes_with_it(outbox: Outbox, make: Make, path: Path) -> None:
     log = Path(f"{path}-wal").read_bytes()
     assert b"only in the log" in log
     inode = Path(f"{path}-wal").stat().st_ino
-    outbox._file._rename()
+    outbox._file.place.move_aside()
     (aside,) = outbox.stats()["damaged"] or [""]
     assert Path(f"{aside}-wal").stat().st_ino == inode
     with contextlib.closing(sqlite3.connect(aside)) as db:

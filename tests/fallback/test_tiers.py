@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -604,13 +603,8 @@ def test_a_folder_that_is_a_file(folder: Path, clock: FakeClock) -> None:
 
 
 def test_a_full_disk_still_answers(folder: Path, clock: FakeClock) -> None:
-    class Full(DiskTier):
-        pages = 12
-
-        def _configure(self, connection: sqlite3.Connection) -> None:
-            connection.execute(f"PRAGMA max_page_count = {self.pages}").fetchall()
-
-    disk = Full(folder, most_bytes=16 * MIB, now=clock)
+    disk = DiskTier(folder, most_bytes=16 * MIB, now=clock)
+    disk._kind.pragmas["max_page_count"] = 13
     with closing(make(clock, disk, most_items=2)) as tiers:
         tiers.put("a", entry(clock), durable=True)
         forget_memory(tiers)
