@@ -6,6 +6,9 @@ its delivery has returned, so one that was being delivered when its process died
 not write the file is delivered again; ``Entry.uid`` is what the receiver knows it by.
 
 The file survives kill -9 and power loss: what is added is synced to disk before ``add`` returns.
+Deletions of what was delivered are synced by the hundred, and when a replay ends: a power loss in
+its midst means that its last deliveries, at most ``outbox_lease.MOST_UNSYNCED``, are made again.
+The death of processes undoes no deletion.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from typing import Literal, NamedTuple
 
 from ..errors import CircuitBreakerOpenException
@@ -21,6 +22,8 @@ _KEEP = "UPDATE topics SET owner = ?, until = ?, lease = ? WHERE topic = ?"
 _LET_GO = "UPDATE topics SET owner = '' WHERE topic = ? AND owner = ?"
 _ATTEMPT = "UPDATE entries SET attempts = ?, parked = ?, error = ? WHERE id = ?"
 ERROR = 500  # characters that are kept of an error
+MOST_UNSYNCED = 100  # removals that a power loss may undo …
+LONGEST_UNSYNCED = 1.0  # … and seconds after which the next one is synced in any case
 _FAR_AHEAD = 2  # leases; a clock that was set back a little must not part a holder from its lease
 
 
@@ -101,6 +104,8 @@ class Lease:
         self._rules = rules
         self._token = secrets.token_hex(8)
         self._until = 0.0
+        self._unsynced = 0
+        self._synced_at = monotonic()
 
     @property
     def _owner(self) -> str:
@@ -145,7 +150,11 @@ class Lease:
         return self._file.write(renew)
 
     def settle(self, entry: Entry, outcome: Outcome) -> Turn:
-        """Note how the head's delivery ended, and renew the lease; nothing if that is lost."""
+        """Note how the head's delivery ended, and renew the lease; nothing if that is lost.
+
+        To sync each removal would take most of a replay's time.  One that a power loss undoes only
+        means that its entry is delivered once more, so all that counts is that they are few.
+        """
 
         def settle(db: sqlite3.Connection) -> Turn:
             lost = self._lost(db)
@@ -161,7 +170,16 @@ class Lease:
             turn = self._next(db, parked)
             return turn._replace(head=None, error=outcome.error, wait=wait) if wait else turn
 
-        return self._file.write(settle)
+        sync = (
+            outcome.kind != "delivered"
+            or self._unsynced + 1 >= MOST_UNSYNCED
+            or monotonic() - self._synced_at >= LONGEST_UNSYNCED
+        )
+        turn = self._file.write(settle, sync=sync)
+        self._unsynced += 1
+        if sync:
+            self._unsynced, self._synced_at = 0, monotonic()
+        return turn
 
     def release(self) -> int | None:
         """Give it back and return how many wait; None: it was never taken, or ends by itself."""

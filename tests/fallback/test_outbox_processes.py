@@ -118,9 +118,12 @@ def test_two_processes_deliver_each_entry_once_and_in_order(
 
 def test_what_a_killed_process_was_delivering_is_delivered_again(start: Start, path: Path) -> None:
     with contextlib.closing(Outbox(path)) as outbox:
-        ids = outbox.add_many("t", [("k", 1), ("k", 2)])
-        (before, _) = outbox.entries()
+        first, second, *ids = outbox.add_many("t", [("k", number) for number in range(4)])
+        (before, _) = outbox.entries(after=second)
         child = start("hold", path, 30)
+        for number in (first, second):
+            assert line(child) == f"delivering {number}"
+            tell(child)
         assert line(child) == f"delivering {ids[0]}"
         assert outbox.replay("t", lambda entry: None).busy
         child.kill()

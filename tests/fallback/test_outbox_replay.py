@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
 
 from distributed_breaker import CircuitBreakerOpenException
 from distributed_breaker.fallback import outbox as module
+from distributed_breaker.fallback import outbox_lease
 from distributed_breaker.fallback.outbox import (
     Entry,
     Outbox,
@@ -366,6 +368,53 @@ def test_bounds_of_no_use_are_refused(outbox: Outbox, options: dict[str, Any]) -
     fill(outbox, 1)
     with pytest.raises(ValueError, match=next(iter(options))):
         outbox.replay("t", must_not_run, **options)
+
+
+@pytest.mark.parametrize(
+    ("most", "longest", "expected"),
+    [
+        (3, 1e9, [False, False, True, False, False, True, False, True]),
+        (100, 0.0, [True] * 8),
+        (100, 1e9, [False] * 7 + [True]),
+    ],
+)
+def test_few_deletions_can_be_undone_by_a_power_loss(
+    outbox: Outbox,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    longest: float,
+    expected: list[bool],
+) -> None:
+    """Those that are not synced yet: a bounded number, for a bounded time, none at the end."""
+    monkeypatch.setattr(outbox_lease, "MOST_UNSYNCED", most)
+    monkeypatch.setattr(outbox_lease, "LONGEST_UNSYNCED", longest)
+    fill(outbox, 7)
+    synced = written(outbox, monkeypatch)
+    assert outbox.replay("t", lambda entry: None).delivered == 7
+    assert synced == [True, *expected]  # the lease is taken first and given back last
+
+
+@pytest.mark.parametrize("fail", [boom, park])
+def test_how_a_delivery_failed_is_synced(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, fail: Callable[[Entry], NoReturn]
+) -> None:
+    fill(outbox, 1)
+    synced = written(outbox, monkeypatch)
+    outbox.replay("t", fail)
+    assert synced == [True] * 3
+
+
+def written(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each transaction from now on, whether it is synced."""
+    synced: list[bool] = []
+    write = outbox._file.write
+
+    def watched(work: Any, *, mend: bool = False, sync: bool = True) -> Any:
+        synced.append(sync)
+        return write(work, mend=mend, sync=sync)
+
+    monkeypatch.setattr(outbox._file, "write", watched)
+    return synced
 
 
 def test_a_delivery_may_use_the_outbox(outbox: Outbox) -> None:
