@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from distributed_breaker.fallback import tiers as tiers_module
+from distributed_breaker.fallback import write_behind
 from distributed_breaker.fallback.disk import MARK_LIFE, DiskError, DiskTier
 from distributed_breaker.fallback.memory import OVERHEAD, Entry, size_of
-from distributed_breaker.fallback.tiers import RETRY, TROUBLES, Tiers
+from distributed_breaker.fallback.tiers import Tiers
+from distributed_breaker.fallback.trouble import RETRY, TROUBLES
 from tests.fallback.settings import (
     BOUND,
     MIB,
@@ -82,7 +83,7 @@ class Flaky(DiskTier):
 
 
 def flaky(tiers: Tiers) -> Flaky:
-    disk = tiers._disk
+    disk = tiers._behind.disk
     assert isinstance(disk, Flaky)
     return disk
 
@@ -92,6 +93,12 @@ def forget_memory(tiers: Tiers) -> None:
     tiers.flush()
     tiers._memory.clear()
     tiers._saved.clear()
+
+
+def assert_queue_is_counted(tiers: Tiers) -> None:
+    behind = tiers._behind
+    assert behind is not None
+    assert behind._dirty_bytes == sum(size_of(*pair) for pair in behind._dirty.items())
 
 
 # ---------------------------------------------------------------------------- one face
@@ -229,7 +236,7 @@ def test_the_thread_writes_behind(folder: Path, other: DiskTier, clock: FakeCloc
         for n in range(3):
             tiers.put(f"k{n}", entry(clock))
             wait_until(lambda n=n: other.get(f"k{n}"))
-        wait_until(lambda: not tiers._dirty)
+        wait_until(lambda: not tiers._behind._dirty)
     assert not [t for t in threading.enumerate() if t.name == "circuit-breaker-disk-tier"]
 
 
@@ -244,7 +251,7 @@ def test_durable_is_on_disk_before_put_returns(
 ) -> None:
     tiers.put("a", entry(clock), durable=True)
     assert data_of(other, "a") == b'"v"'
-    assert not tiers._dirty
+    assert not tiers._behind._dirty
     tiers.put_many([(f"k{n}", entry(clock)) for n in range(700)], durable=True)
     assert other.stats()["items"] == 701
 
@@ -289,7 +296,7 @@ def test_a_demoted_one_that_is_on_disk_only_tells_that_it_was_used(
     other.delete_many({"a": clock()})
     for key in "bcd":
         tiers.put(key, entry(clock))
-    assert "a" not in tiers._dirty
+    assert "a" not in tiers._behind._dirty
     assert flaky(tiers).touched
     clock.advance(MARK_LIFE)
     tiers.flush()
@@ -306,7 +313,7 @@ def test_expired_ones_are_not_demoted(tiers: Tiers, other: DiskTier, clock: Fake
     assert other.stats()["items"] == 3
     assert tiers.stats()["demotions"] == 0
     assert tiers.stats()["dropped"] == 0
-    assert tiers._dirty_bytes == 0
+    assert tiers._behind._dirty_bytes == 0
 
 
 def test_a_large_one_goes_to_disk_only(tiers: Tiers, other: DiskTier, clock: FakeClock) -> None:
@@ -340,13 +347,13 @@ def test_one_that_is_too_large_for_both_leaves_no_older_one(folder: Path, clock:
 def test_the_queue_is_bounded_and_the_oldest_go(
     tiers: Tiers, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiers_module, "MOST_DIRTY", 5)
+    monkeypatch.setattr(write_behind, "MOST_DIRTY", 5)
     flaky(tiers).broken = {"writes"}
     for n in range(20):
         tiers.put(f"k{n}", entry(clock))
-        assert len(tiers._dirty) <= 5
+        assert len(tiers._behind._dirty) <= 5
     assert tiers.stats()["dropped"] == 15
-    assert list(tiers._dirty) == [f"k{n}" for n in range(15, 20)]
+    assert list(tiers._behind._dirty) == [f"k{n}" for n in range(15, 20)]
 
 
 def test_the_queues_bytes_are_bounded(folder: Path, clock: FakeClock) -> None:
@@ -355,8 +362,10 @@ def test_the_queues_bytes_are_bounded(folder: Path, clock: FakeClock) -> None:
     with closing(make(clock, disk, most_bytes=100_000)) as tiers:
         for n in range(100):
             tiers.put(f"k{n}", entry(clock, b"x" * 10_000))
-            assert tiers._dirty_bytes == sum(size_of(*pair) for pair in tiers._dirty.items())
-            assert tiers._dirty_bytes <= 100_000
+            assert tiers._behind._dirty_bytes == sum(
+                size_of(*pair) for pair in tiers._behind._dirty.items()
+            )
+            assert tiers._behind._dirty_bytes <= 100_000
         assert tiers.stats()["dropped"] > 80
 
 
@@ -371,7 +380,7 @@ def test_delete_forgets_everywhere(tiers: Tiers, other: DiskTier, clock: FakeClo
     assert tiers.get_many("abc", stale=True) == {}
     forget_memory(tiers)
     assert tiers.get_many("abc", stale=True) == {}
-    assert not tiers._debts
+    assert not tiers._behind._debts
 
 
 def test_delete_beats_a_queued_put_and_a_later_put_beats_it(
@@ -417,15 +426,15 @@ def test_delete_waits_for_what_is_being_written(
 def test_a_deletion_during_a_long_write_is_remembered(
     tiers: Tiers, other: DiskTier, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiers_module, "PATIENCE", 0.01)
+    monkeypatch.setattr(write_behind, "PATIENCE", 0.01)
     tiers.put("a", entry(clock), durable=True)
-    with tiers._writing:
+    with tiers._behind._writing:
         tiers.delete("a")
         assert data_of(other, "a") == b'"v"'
         assert tiers.get("a", stale=True) is None
     tiers.flush()
     assert other.get("a") is None
-    assert not tiers._debts
+    assert not tiers._behind._debts
 
 
 def test_what_was_read_before_a_deletion_does_not_come_back(
@@ -484,20 +493,20 @@ def test_a_deletion_while_the_disk_is_in_trouble_is_made_up_for(
     tiers.put("a", entry(clock, b"2"))
     tiers.flush()
     assert data_of(other, "a") == b"2"
-    assert not tiers._debts
+    assert not tiers._behind._debts
 
 
 def test_too_many_deletions_in_trouble_become_one_of_everything(
     tiers: Tiers, other: DiskTier, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiers_module, "MOST_DEBTS", 5)
+    monkeypatch.setattr(write_behind, "MOST_DEBTS", 5)
     tiers.put_many([(f"k{n}", entry(clock)) for n in range(20)], durable=True)
     forget_memory(tiers)
     flaky(tiers).broken = {"writes"}
     clock.advance(1.0)
     for n in range(10):
         tiers.delete(f"k{n}")
-        assert len(tiers._debts) <= 5
+        assert len(tiers._behind._debts) <= 5
     assert tiers.get_many([f"k{n}" for n in range(20)]) == {}
     flaky(tiers).broken = set()
     clock.advance(RETRY)
@@ -637,10 +646,10 @@ def test_where_no_thread_can_run_much_is_written_by_who_puts(
     def none(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(tiers_module, "start_thread", none)
+    monkeypatch.setattr(write_behind, "start_thread", none)
     tiers.put_many([(f"k{n}", entry(clock)) for n in range(1_300)])
     assert other.stats()["items"] >= 500
-    assert len(tiers._dirty) < 600
+    assert len(tiers._behind._dirty) < 600
 
 
 # ---------------------------------------------------------------------------- processes
@@ -727,15 +736,15 @@ for n in range(10):
     tiers.get("queued")
     child = os.fork()
     if not child:
-        assert tiers._thread is None and not tiers._dirty
+        assert tiers._behind._thread is None and not tiers._behind._dirty
         assert data("durable") == "durable"
         assert data("queued") == "queued"  # from memory, or the parent has written it
         tiers.put(f"child:{n}", entry("child"))
-        assert tiers._thread.is_alive()
+        assert tiers._behind._thread.is_alive()
         deadline = time.monotonic() + 20
-        while tiers._dirty and time.monotonic() < deadline:
+        while tiers._behind._dirty and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert not tiers._dirty
+        assert not tiers._behind._dirty
         tiers.close()
         os._exit(0) if n % 2 else sys.exit(0)
     _, status = os.waitpid(child, 0)
@@ -762,7 +771,8 @@ import threading
 from distributed_breaker.fallback import forks
 forks.WAIT = 0.02
 tiers.put("a", entry("a"), durable=True)
-locks = {"disk": tiers._disk._writes._lock, "memory": tiers._memory._lock, "none": threading.Lock()}
+disk = tiers._behind.disk
+locks = {"disk": disk._writes._lock, "memory": tiers._memory._lock, "none": threading.Lock()}
 held, ended = threading.Event(), threading.Event()
 def hold():
     with locks[sys.argv[3]]:
@@ -840,7 +850,9 @@ def test_threads_at_once_leave_everything_consistent(folder: Path) -> None:
     held = tiers._memory.items()
     assert tiers.stats()["memory"]["bytes"] == sum(size_of(*pair) for pair in held)
     assert tiers._saved <= {key for key, _ in held}
-    assert tiers._dirty_bytes == sum(size_of(*pair) for pair in tiers._dirty.items())
+    assert tiers._behind._dirty_bytes == sum(
+        size_of(*pair) for pair in tiers._behind._dirty.items()
+    )
     assert tiers.stats()["dropped"] == 0
     tiers.close()
     for source in (tiers._memory, disk):
