@@ -92,6 +92,8 @@ def test_each_commit_is_synced_unless_it_need_not_be(outbox: Outbox) -> None:
     assert outbox._file.write(ask) == [2, "wal"]
     outbox._file.write(ask, sync=False)
     outbox.close()
+    assert outbox._file.write(ask, sync=False) == [1, "wal"]
+    outbox.close()
     assert outbox._file.write(ask) == [2, "wal"]
 
 
