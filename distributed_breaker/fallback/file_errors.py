@@ -33,7 +33,7 @@ class Refused(Exception):
         """What the file holds is not ours."""
 
 
-Trouble = sqlite3.Error | OSError | Refused
+Failure = sqlite3.Error | OSError | Refused
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
 
@@ -53,24 +53,24 @@ _REMEDIES = {
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def code_of(error: Trouble) -> int:
+def code_of(error: Failure) -> int:
     """SQLite's primary result code; 0: none."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def is_damage(error: Trouble) -> bool:
+def is_damage(error: Failure) -> bool:
     """Whether the file itself is broken, which goes away with it."""
     # An error without a class of its own is one of our statements, or a table that it misses.
     missing = code_of(error) == sqlite3.SQLITE_ERROR and "no such" in str(error)
     return missing or code_of(error) in DAMAGE
 
 
-def is_passing(error: Trouble) -> bool:
+def is_passing(error: Failure) -> bool:
     """Whether a connection is as good afterwards as before."""
     return isinstance(error, Refused) or code_of(error) in PASSING
 
 
-def in_words(error: Trouble) -> tuple[str, str]:
+def in_words(error: Failure) -> tuple[str, str]:
     """What is wrong, and the remedy."""
     if isinstance(error, Refused):
         what, remedy = error.args

@@ -4,10 +4,10 @@ Every transaction goes by the same rules:
 
 - It is carried out on the file that stands at the path.  Who finds afterwards that it was replaced
   meanwhile, or removed, carries it out once more, on the one that is there now.
-- The file is in WAL mode.  One that is synced ends with an fsync of the log before it returns, and
+- The file is in WAL mode.  A transaction that is synced ends with an fsync of the log, and so
   survives a power loss as far as the disk itself keeps what it says it has synced.  One that is
-  not survives the death of all processes; a power loss may undo the last of these, but none that a
-  synced one has followed, and never a part of one.
+  not synced survives the death of all processes.  A power loss may undo the last ones of that sort,
+  but none that a synced one has followed, and never a part of one.
 - No connection goes through a fork: SQLite keeps in the process's memory which locks it has on a
   file, and a child that inherits this believes that it has them too.
 
@@ -26,10 +26,10 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 from ..process import OwnLock, before_uwsgi_forks, follow_process
 from .file_errors import (
+    Failure,
     FileError,
     Identity,
     Refused,
-    Trouble,
     code_of,
     in_words,
     is_damage,
@@ -304,7 +304,7 @@ class PrivateFile:
 
     # ------------------------------------------------------------------------ troubles
 
-    def _explain(self, error: Trouble) -> FileError:
+    def _explain(self, error: Failure) -> FileError:
         what, remedy = in_words(error)
         foreign = self.kind.cache and isinstance(error, Refused) and error.foreign
         damaged = foreign or is_damage(error)
