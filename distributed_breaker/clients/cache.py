@@ -55,9 +55,9 @@ class CacheClient(CacheRules):
                 stored.  Of many callers at once one loads, in the whole fleet while Redis answers.
             ttl: seconds for which a loaded value lives; None: the section's ``default_ttl``.
         """
-        if loader is None and not self._queue.possible:
+        name = self._name(key)
+        if loader is None and self._queue.nothing_of(name):
             # What _get does, for the most frequent of all calls.
-            name = self._name(key)
             try:
                 with self._breaker.guard():
                     data = self._store.get(name)

@@ -18,7 +18,11 @@ from ..workers import start_thread
 
 SOON, LATER = 0.1, 1.0  # s between two rounds: while something waits, and else
 MOST, LONGEST = 1_000, 5.0  # deliveries, and seconds, in one round
+SETTLED = 100_000_000  # ns after which a file's time of change is no longer the present one
+MOST_SEEN = 10_000  # keys that are remembered between two writes
 FEW, SHORT = 20, 0.2  # the same where a caller has to wait for the round
+
+Written = tuple[int, int, int]  # a file's time of change, size and inode
 
 log = logging.getLogger("distributed_breaker")
 
@@ -47,6 +51,9 @@ class Waiting:
         self.outbox = outbox
         self.possible = True
         """Whether something may wait, as far as this process knows; the first look tells."""
+        self._log = outbox.path + "-wal"
+        # When the file was written last, and what it has held of some keys since then.
+        self._seen: tuple[Written | None, dict[str, Entry | None]] = (None, {})
         self._topic = topic
         self._breaker = breaker
         self._deliver = deliver
@@ -73,10 +80,36 @@ class Waiting:
 
     def latest(self, key: str) -> Entry | None:
         """The newest one of a key; None as well if the file cannot be read."""
+        written = self._written()
+        at, seen = self._seen
+        if written is not None and at == written and key in seen:
+            return seen[key]
         try:
-            return self.outbox.latest(self._topic, key) if self.has_file() else None
+            found = self.outbox.latest(self._topic, key) if self.has_file() else None
         except OutboxError:
             return None
+        # Within the same tick of the file system's clock another write would leave no trace.
+        if written is not None and time.time_ns() - written[0] > SETTLED:
+            if at != written or len(seen) >= MOST_SEEN:
+                seen = {}
+                self._seen = written, seen  # together: threads may have seen different states
+            seen[key] = found
+        return found
+
+    def nothing_of(self, key: str) -> bool:
+        """Whether it is known without reading the file that nothing of a key waits."""
+        if not self.possible:
+            return True
+        at, seen = self._seen
+        return key in seen and seen[key] is None and at == self._written()
+
+    def _written(self) -> Written | None:
+        """What changes with each write to the file, by whomever; None: that cannot be told."""
+        try:
+            log = os.stat(self._log)
+        except OSError:
+            return None
+        return log.st_mtime_ns, log.st_size, log.st_ino
 
     def holds(self, key: str, *, but: str = "") -> bool:
         """Whether one of a key and of another kind waits; not, if the file cannot be read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -203,6 +204,34 @@ def test_where_no_thread_can_run_callers_bring_changes_back(
     cache_server.restart(empty=False)
     wait_until(lambda: cache.get("a") == 1 and raw.exists("nightscan:a") == 1)
     wait_until(lambda: cache.get("b", "none") == "none" and not cache._queue.possible)
+
+
+def test_what_another_process_lets_wait_counts_at_once(
+    start: Start, cache_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen of the file is remembered only until it is written again."""
+    one, other = start(timeout=60), start(timeout=60)
+    for cache in (one, other):
+        cache.set("a", 1)
+        cache.set("b", 1)
+    cache_server.kill()
+    assert other.set("b", 2) is False
+    look = one.outbox.latest
+    looks: list[str] = []
+    monkeypatch.setattr(one.outbox, "latest", lambda *key: looks.append(key[1]) or look(*key))
+
+    def reads() -> tuple[object, object, list[str]]:
+        looks.clear()
+        return one.get("a"), one.get("b"), looks
+
+    def remembered() -> bool:
+        os.utime(f"{one.outbox.path}-wal", (1, 1))  # as if that had been long ago
+        return reads()[:2] == (1, 2) and reads() == (1, 2, [])
+
+    wait_until(remembered)  # a first attempt to bring it back is a write, too
+    assert other.delete("a") is False
+    for _ in range(2):  # it was written only just now, so nothing is remembered
+        assert reads() == (None, 2, ["nightscan:a", "nightscan:b"])
 
 
 def test_nothing_newer_is_overwritten(
