@@ -32,8 +32,9 @@ if replayed then
   if latest > stamp then return {'newer', 0} end
   if op == 'increment' and redis.call('EXISTS', KEYS[3]) == 1 then return {'twice', 0} end
 else
-  -- The order in which changes arrive is the right one, whatever the writers' clocks say.
-  stamp = math.max(stamp, touched)
+  -- The order in which changes arrive is the right one, whatever the writers' clocks say. Later
+  -- than the one before, which may be waiting somewhere as well, because its answer got lost.
+  stamp = math.max(stamp, touched + 1)
 end
 
 local answer = 1

@@ -14,6 +14,7 @@ import redis
 from distributed_breaker import CircuitBreakerOpenException
 from distributed_breaker.clients import waiting
 from distributed_breaker.clients.cache import CacheClient
+from distributed_breaker.clients.cache_changes import Change
 from distributed_breaker.clients.waiting import Waiting
 from scripts.servers import Server
 from tests.cache.conftest import PREFIX, Start
@@ -257,6 +258,19 @@ def test_nothing_newer_is_overwritten(
     wait_until(lambda: nothing_waits(cache))
     assert cache.get_many(["a", "b", "c", "n", "d"]) == {"a": "newer", "c": "newer", "n": 1, "d": 8}
     assert cache.stats()["superseded"] == 4
+
+
+def test_a_slow_clock_is_not_overwritten_by_what_was_carried_out_before(
+    cache: CacheClient, start: Start, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer got lost, so it waited as well, and comes again."""
+    first = Change("set", PREFIX + "k", cache._stamp(), b"1", 60.0)
+    cache._drive(cache._carry_out(first))
+    other = start(host="there")
+    monkeypatch.setattr(other, "_stamp", lambda: first.stamp - 10_000_000)
+    assert other.set("k", 2)
+    cache._drive(cache._carry_out(first, replayed="again"))
+    assert raw.get(PREFIX + "k") == "2"
 
 
 def test_what_builds_on_something_that_waits_waits_too(
