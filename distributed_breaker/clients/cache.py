@@ -8,7 +8,6 @@ can be carried out.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..fallback.outbox import Entry, Outbox, Parked, Replayed
 from .cache_base import MISSING
 from .cache_changes import Change, decode
 from .cache_rules import CacheRules, Info
-from .redis_guard import CacheOpenException, connect, connect_async, counts, guarded, guarded_async
+from .redis_guard import CacheOpenException, counts
 
 __all__ = ["CacheClient", "CacheOpenException", "Info"]
 
@@ -234,14 +233,11 @@ class CacheClient(CacheRules):
     def redis(self) -> Any:
         """redis-py's client of the cache's Redis for all else; its commands and pipelines are calls
         under the circuit.  Keys are whole there: the prefix is not added."""
-        found = self.__dict__.get("_guarded")
-        if found is None:
-            found = self.__dict__["_guarded"] = guarded(connect(self.section), self._breaker)
-        return found
+        return self._raw
 
     def redis_async(self) -> Any:
-        """The same for the running event loop."""
-        return guarded_async(connect_async(self.section), self._breaker)
+        """The same for asyncio: one for each event loop, closed by ``aclose``."""
+        return self._raws.get()
 
     @property
     def outbox(self) -> Outbox:
@@ -280,9 +276,9 @@ class CacheClient(CacheRules):
             self._tiers.close()
         self._queue.close()
         self._store.close()
+        self._raw.close()
 
     async def aclose(self) -> None:
         """Let go of the running event loop's connections, before the loop ends."""
-        store = self._stores.pop(asyncio.get_running_loop(), None)
-        if store is not None:
-            await store.aclose()
+        await self._stores.aclose()
+        await self._raws.aclose()

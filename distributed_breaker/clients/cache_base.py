@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -30,9 +28,21 @@ from ..permit import Permit
 from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
 from ..sections import Cache, Circuit
+from .cache_changes import OURS
 from .client import Client
 from .driving import Driver
-from .redis_guard import FAILURES, connect, connect_async, counts, refused
+from .redis_cluster import together
+from .redis_guard import (
+    FAILURES,
+    PerLoop,
+    connect,
+    connect_async,
+    guarded,
+    guarded_async,
+    raise_outage,
+    refused,
+    unwell,
+)
 from .waiting import Waiting
 
 MISSING: Any = object()
@@ -57,9 +67,8 @@ class CacheBase(Driver, Client):
     ) -> None:
         super().__init__(name, circuits, section, explicit)
         self._breaker = self.breaker
-        self._prefix = self.section.cache_key_prefix
-        self._store = connect(self.section)
-        self._stores: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._use_prefix()
+        self._connect()
         self._tiers = _tiers(self.section, folder_of(name, self.section))
         outbox = outbox_of(name, self.section)
         self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._learn_lives)
@@ -83,10 +92,17 @@ class CacheBase(Driver, Client):
         super().configure(section)
         fields = ("address", "socket_timeout", "connection_timeout")
         if any(getattr(old, name) != getattr(new, name) for name in fields):
-            self._store, self._stores = connect(new), weakref.WeakKeyDictionary()
-            self.__dict__.pop("_guarded", None)
-        self._prefix = new.cache_key_prefix
+            self._connect()
+        self._use_prefix()
         self._check_health()
+
+    def _connect(self) -> None:
+        """Have all clients of its Redis made anew; what is under way may end."""
+        section = self.section
+        self._store = connect(section)
+        self._stores = PerLoop(lambda: connect_async(section))
+        self._raw = guarded(connect(section), self._breaker)
+        self._raws = PerLoop(lambda: guarded_async(connect_async(section), self._breaker))
 
     def _check_health(self) -> None:
         key = self.section.health_check_key
@@ -135,12 +151,10 @@ class CacheBase(Driver, Client):
             asked[name] = data
         if tiers is None or not asked:
             return False
-        pipe = self._store.pipeline(transaction=False)
-        for name in asked:
-            pipe.pttl(name)
         with suppress(*AWAY):
             with self._breaker.guard():
-                lives = pipe.execute()
+                lives = together(self._store, [("PTTL", name) for name in asked])
+                raise_outage(lives)
             for name, left in zip(asked, lives, strict=True):
                 held = tiers.peek(name)
                 if held is None or held.data != asked[name] or left == -2:
@@ -161,12 +175,22 @@ class CacheBase(Driver, Client):
         self.__dict__.pop("_lock", None)
         self._queue.forked()
         self._flights = {}
-        self._stores = weakref.WeakKeyDictionary()
+        self._connect()
 
     def _name(self, key: str) -> str:
         if not isinstance(key, str):
             raise TypeError(f"a key is a text, not {key!r}: decode it")
-        return self._prefix + key
+        name = self._prefix + key
+        if self._may_be_ours and name.startswith(OURS):
+            raise ValueError(
+                f"the key {name!r}: names that begin with {OURS!r} are the library's own; choose "
+                f"another key, or another cache_key_prefix"
+            )
+        return name
+
+    def _use_prefix(self) -> None:
+        self._prefix = self.section.cache_key_prefix
+        self._may_be_ours = OURS.startswith(self._prefix[: len(OURS)])
 
     def _life(self, ttl: float | None) -> float:
         return self.section.default_ttl if ttl is None else check_number("ttl", ttl, 0.001, 1e10)
@@ -181,26 +205,22 @@ class CacheBase(Driver, Client):
         return self._store
 
     def _client_async(self) -> Any:
-        """The client of the running event loop."""
-        loop = asyncio.get_running_loop()
-        store = self._stores.get(loop)
-        if store is None:
-            store = self._stores[loop] = connect_async(self.section)
-        return store
+        return self._stores.get()
 
     def _native(self, error: BaseException) -> BaseException:
         """A refusal as redis-py's own error; any other as it is."""
         return refused(error) if isinstance(error, CircuitBreakerOpenException) else error
 
     def _failed(self, permit: Permit, error: Exception) -> None:
-        if isinstance(error, redis.ResponseError) and counts(error):
+        if isinstance(error, redis.ResponseError) and unwell(error):
             permit.failure(error)
 
 
 def folder_of(name: str, section: Cache) -> Path:
     """Where a cache's disk tier lies: another Redis or another prefix has another folder."""
     where = urlsplit(section.address)
-    address = f"{where.hostname}:{where.port}{where.path}?{where.query} {section.cache_key_prefix}"
+    hosts = where.netloc.rpartition("@")[2]  # of a group it names several
+    address = f"{hosts}{where.path}?{where.query} {section.cache_key_prefix}"
     mark = hashlib.sha256(address.encode()).hexdigest()[:8]
     chosen = section.disk_cache_dir
     base = Path(chosen) if chosen else _home("XDG_CACHE_HOME", ".cache")

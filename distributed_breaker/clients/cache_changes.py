@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from typing import Any, NamedTuple, cast
+
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from ..fallback.outbox import Entry
 from ..store import sha
 
 SCRIPT = "cache.lua"
+OURS = "cb:"  # how names begin that are the library's own
 HORIZON = 3_600.0  # s within which a change that waited is carried out; later its key is deleted
 
 
@@ -53,22 +57,38 @@ class Change(NamedTuple):
         ttl = "" if self.ttl is None else ms(self.ttl)
         return keys, [self.op, self.stamp, ms(HORIZON), int(bool(replayed)), self.data, ttl]
 
-
-def all_of(store: Any, changes: list[Change]) -> Any:
-    pipe = store.pipeline(transaction=False)
-    for change in changes:
-        keys, words = change.words()
-        pipe.evalsha(sha(SCRIPT), len(keys), *keys, *words)
-    return pipe.execute()
+    def command(self) -> tuple[Any, ...]:
+        """The script's call as a command of Redis."""
+        keys, words = self.words()
+        return "EVALSHA", sha(SCRIPT), len(keys), *keys, *words
 
 
 def beside(name: str, what: str) -> str:
-    """A key of ours that lies in the same slot of a cluster as ``name``."""
+    """A key of ours that lies in the same slot of a cluster as ``name``.
+
+    Each pair of arguments has its own, and it begins with ``OURS``.
+    """
+    # As servers do: what stands between the first brace and the next closing one decides, unless
+    # that is nothing.
     start = name.find("{")
     end = name.find("}", start + 1)
-    tag = name[start + 1 : end] if 0 <= start < end - 1 else name
-    # A name with a brace and no tag cannot be one itself: such a key stands for itself.
-    return f"cb:{what}:{{{tag}}}:{name}" if tag != name else f"cb:{what}:{{{name}}}"
+    if 0 <= start < end - 1:
+        return f"cb:{what}:{{{name[start + 1 : end]}}}:{name}"
+    if name and "}" not in name:
+        return f"cb:{what}:{{{name}}}"
+    # No tag can hold such a name, so another one stands for its slot.
+    return f"cb:{what}:{{{_tags()[key_slot(name.encode())]}}}:{name}"
+
+
+@functools.cache
+def _tags() -> dict[int, int]:
+    """For each slot a number that lies there; once in a process that takes a tenth of a second."""
+    tags: dict[int, int] = {}
+    number = 0
+    while len(tags) < REDIS_CLUSTER_HASH_SLOTS:
+        tags.setdefault(key_slot(b"%d" % number), number)
+        number += 1
+    return tags
 
 
 # ---------------------------------------------------------------------------- values

@@ -1,4 +1,4 @@
-"""The rules of a cache client: in which order what is asked, who loads, and which changes wait.
+"""The rules of a cache client: in which order what is asked, and who loads.
 
 Each is written once, as a generator; see ``driving.py``.
 """
@@ -6,7 +6,6 @@ Each is written once, as a generator; see ``driving.py``.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import secrets
 import time
@@ -20,19 +19,16 @@ import redis
 
 from ..errors import CircuitBreakerOpenException
 from ..fallback.memory import Hit
-from ..fallback.outbox import OutboxError
-from ..store import script, sha
-from .cache_base import AWAY, MISSING, CacheBase
-from .cache_changes import SCRIPT, Change, all_of, beside, decode, encode, ms
+from .cache_base import AWAY, MISSING
+from .cache_changes import Change, beside, decode, encode, ms
+from .cache_writes import CacheWrites
 from .driving import Aside, Ask, Load, Pause, Rules
-from .redis_guard import counts, was_never_sent
+from .redis_guard import counts
 
 LOAD_LEASE = 30.0  # s that one process may load a key before others stop waiting for it
 LOAD_PAUSE = 0.05  # s between looks whether another process has loaded it
 
 Source = Literal["redis", "memory", "disk", "outbox", "loader", "default"]
-
-log = logging.getLogger("distributed_breaker")
 
 
 class Info(NamedTuple):
@@ -53,7 +49,7 @@ class Info(NamedTuple):
     age: float | None = None
 
 
-class CacheRules(CacheBase):
+class CacheRules(CacheWrites):
     """What ``CacheClient``'s methods carry out."""
 
     # ------------------------------------------------------------------ reads
@@ -90,32 +86,25 @@ class CacheRules(CacheBase):
                     found[key] = known.value
         asked = [key for key in names if key not in found]
 
-        def ask(store: Any) -> Any:
-            pipe = store.pipeline(transaction=False)
-            for key in asked:
-                pipe.get(names[key])
-            return pipe.execute()
-
-        try:
-            values = (yield Ask(ask)) if asked else []
-        except redis.RedisError as error:
-            if not counts(error):
-                raise
-            tiers = self._tiers
-            hits: dict[str, Hit] = {}
-            if tiers is not None:
-                wanted = [names[key] for key in asked]
-                hits = yield Aside(lambda: tiers.get_many(wanted, stale=True))
-            found |= {k: decode(hits[names[k]].entry.data) for k in asked if names[k] in hits}
-            if not found and default is MISSING and names:
-                raise
-        else:
-            for key, data in zip(asked, values, strict=True):
-                if data is not None:
-                    self._keep(names[key], data)
-                    found[key] = decode(data)
-                else:
-                    self._missed(names[key], None)
+        values, error = yield from self._together([("GET", names[key]) for key in asked])
+        unknown: list[str] = []
+        for key, data in zip(asked, values, strict=True):
+            if isinstance(data, Exception):
+                if not counts(data):
+                    raise data
+                unknown.append(key)
+            elif data is not None:
+                self._keep(names[key], data)
+                found[key] = decode(data)
+            else:
+                self._missed(names[key], None)
+        tiers = self._tiers
+        if error is not None and tiers is not None:
+            wanted = [names[key] for key in unknown]
+            hits = yield Aside(lambda: tiers.get_many(wanted, stale=True))
+            found |= {k: decode(hits[names[k]].entry.data) for k in unknown if names[k] in hits}
+        if error is not None and not found and default is MISSING:
+            raise error
         missing = () if default is MISSING else (key for key in names if key not in found)
         return {key: found[key] for key in names if key in found} | dict.fromkeys(missing, default)
 
@@ -356,74 +345,3 @@ class CacheRules(CacheBase):
         if hit is not None:
             self._put(name, hit.entry.data, life)
         return bool(there)
-
-    def _change(
-        self,
-        op: str,
-        name: str,
-        *,
-        data: bytes = b"",
-        ttl: float | None = None,
-    ) -> Rules[Any]:
-        """Carry out one change; what Redis answers, or None: it waits."""
-        change = Change(op, name, self._stamp(), data, ttl)
-        try:
-            if self._queue.possible and (yield from self._must_wait(change)):
-                yield from self._let_wait([change], None)
-                return None
-            return (yield from self._carry_out(change))
-        except redis.RedisError as error:
-            if not counts(error):
-                raise
-            if op == "increment" and not was_never_sent(error):
-                raise
-            yield from self._let_wait([change], error)
-            return None
-
-    def _change_many(self, changes: list[Change]) -> Rules[bool]:
-        if not changes:
-            return True
-        try:
-            yield Ask(lambda store: all_of(store, changes))
-        except redis.exceptions.NoScriptError:
-            for change in changes:  # seldom: once after a start of Redis
-                yield from self._carry_out(change)
-        except redis.RedisError as error:
-            if not counts(error):
-                raise
-            yield from self._let_wait(changes, error)
-            return False
-        return True
-
-    def _carry_out(self, change: Change, replayed: str = "") -> Rules[Any]:
-        """Raises what Redis says; see ``lua/cache.lua``."""
-        keys, words = change.words(replayed)
-        try:
-            reply = yield Ask(lambda store: store.evalsha(sha(SCRIPT), len(keys), *keys, *words))
-        except redis.exceptions.NoScriptError:
-            reply = yield Ask(lambda store: store.eval(script(SCRIPT), len(keys), *keys, *words))
-        verdict, value = reply
-        if verdict == b"newer":
-            self._counts["superseded"] += 1
-        return value
-
-    def _must_wait(self, change: Change) -> Rules[bool]:
-        """Whether a change builds on one that still waits.  What replaces a value does not: then
-        the older one is not carried out, since its stamp is older."""
-        if change.op in ("set", "delete"):
-            return False
-        queue, but = self._queue, "increment" if change.op == "increment" else ""
-        held: bool = queue.has_file() and (yield Aside(lambda: queue.holds(change.name, but=but)))
-        return held
-
-    def _let_wait(self, changes: list[Change], error: BaseException | None) -> Rules[None]:
-        items = [(c.op, c.payload(), c.name) for c in changes]
-        try:
-            yield Aside(lambda: self._queue.add_many(items))
-        except OutboxError as full:
-            if error is None:
-                raise
-            self._counts["lost"] += len(changes)
-            log.error("%s: a change is lost: %s", self.name, full)
-            raise error from full
-        self._counts["queued"] += len(changes)

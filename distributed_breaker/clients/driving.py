@@ -22,9 +22,13 @@ T = TypeVar("T")
 
 
 class Ask(NamedTuple):
-    """Something that the dependency's client does, under the circuit."""
+    """Something that the dependency's client does, under the circuit.
+
+    ``look`` is shown the answer while the call lasts; what it raises is how the call ends.
+    """
 
     of: Callable[[Any], Any]
+    look: Callable[[Any], object] | None = None
 
 
 class Aside(NamedTuple):
@@ -87,7 +91,10 @@ class Driver:
         if isinstance(what, Ask):
             with self._breaker.guard() as permit:
                 try:
-                    return what.of(self._client())
+                    done = what.of(self._client())
+                    if what.look is not None:
+                        what.look(done)
+                    return done
                 except Exception as error:
                     self._failed(permit, error)
                     raise
@@ -116,7 +123,10 @@ class Driver:
         if isinstance(what, Ask):
             async with self._breaker.guard() as permit:
                 try:
-                    return await what.of(self._client_async())
+                    done = await what.of(self._client_async())
+                    if what.look is not None:
+                        what.look(done)
+                    return done
                 except Exception as error:
                     self._failed(permit, error)
                     raise

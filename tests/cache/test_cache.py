@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -116,6 +118,33 @@ async def test_the_whole_client_of_asyncio(cache: CacheClient) -> None:
     assert await client.set("whole", 1)
     assert await client.pipeline().incr("n").execute() == [1]
     await client.aclose()
+
+
+@pytest.mark.servers("valkey")
+async def test_event_loops_have_clients_of_their_own(cache: CacheClient) -> None:
+    """One for each, and none is kept of loops that have ended without a word."""
+    client = cache.redis_async()
+    assert client is cache.redis_async()
+    connected = len(cache.redis.client_list())
+
+    async def use(*, close: bool) -> None:
+        assert cache.redis_async() is not client
+        await cache.redis_async().set("whole", 1)
+        await cache.set_async("k", 1)
+        if close:
+            await cache.aclose()
+
+    def run() -> None:
+        asyncio.run(use(close=True))
+        for _ in range(3):
+            asyncio.run(use(close=False))
+        asyncio.run(use(close=True))
+
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        await asyncio.to_thread(run)
+        gc.collect()
+    wait_until(lambda: len(cache.redis.client_list()) <= connected + 1)
+    await cache.aclose()
 
 
 # ---------------------------------------------------------------------------- loading

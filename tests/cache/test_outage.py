@@ -89,6 +89,7 @@ def test_when_nothing_can_answer(start: Start, cache_server: Server) -> None:
         cache.get("k")
     assert isinstance(caught.value, redis.ConnectionError)
     assert caught.value.circuit == "api.cache"
+    assert "CacheOpenException" in repr(caught.value)
     assert cache.get("k", None) is None
     assert cache.get("k", default=4) == 4
     with pytest.raises(CircuitBreakerOpenException):

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from distributed_breaker.clients.cache import CacheClient
-from distributed_breaker.clients.cache_changes import beside, decode, encode
-from tests.cache.conftest import PREFIX
+from distributed_breaker.clients.cache_changes import OURS, beside, decode, encode
+from tests.cache.conftest import PREFIX, Start
 
 pytestmark = pytest.mark.servers("valkey")
 
@@ -78,11 +78,37 @@ def test_a_life_is_a_number_of_seconds(cache: CacheClient, ttl: Any) -> None:
         cache.set("k", 1, ttl=ttl)
 
 
-@pytest.mark.parametrize("name", ["plain", "a{b}c", "{b}"])
+NAMES = st.text(st.sampled_from("{}:ab1é"), max_size=12)
+
+
+@settings(deadline=None)
+@given(NAMES)
+@example("")
+@example("{}")
+@example("a{}{b}")
+@example("a{{b}c")
+@example("a}b{c")
 def test_what_lies_beside_a_key_is_in_its_slot(name: str) -> None:
-    assert key_slot(beside(name, "w").encode()) == key_slot(name.encode())
+    for what in ("w", "l", "i:0123"):
+        assert key_slot(beside(name, what).encode()) == key_slot(name.encode())
+        assert beside(name, what).startswith(OURS)
 
 
-@pytest.mark.parametrize("name", ["plain", "a{b}c", "{b}", "a{}b", "a}b{c", "a{b"])
-def test_each_thing_beside_a_key_has_a_key_of_its_own(name: str) -> None:
-    assert beside(name, "w") != beside(name, "l")
+@settings(deadline=None)
+@given(NAMES, NAMES)
+@example("{a}", "a")
+@example("a{}", "{a{}}")
+def test_each_thing_beside_a_key_has_a_key_of_its_own(one: str, other: str) -> None:
+    keys = {beside(name, what) for name in {one, other} for what in ("w", "l", "i:0123")}
+    assert len(keys) == 3 * len({one, other})
+
+
+@pytest.mark.parametrize("prefix", ["", "c", "cb:", "cb:w:{"])
+def test_no_key_may_be_one_of_ours(start: Start, prefix: str) -> None:
+    cache = start(cache_key_prefix=prefix)
+    key = beside("k", "w").removeprefix(prefix)
+    for call in (cache.get, cache.delete, lambda key: cache.set(key, 1)):
+        with pytest.raises(ValueError, match=r"cb:w:\{k\}.*cache_key_prefix"):
+            call(key)
+    if not prefix.startswith(OURS):
+        assert cache.set("k", 1)
