@@ -57,6 +57,7 @@ class CacheClient(CacheRules):
         name = self._name(key)
         if loader is None and self._queue.nothing_of(name):
             # What _get does, for the most frequent of all calls.
+            seen = self._changes
             try:
                 with self._breaker.guard():
                     data = self._store.get(name)
@@ -67,9 +68,9 @@ class CacheClient(CacheRules):
                 rules = self._behind(name, self._native(error), default, None, None)
                 return self._drive(rules).value
             if data is not None:
-                self._keep(name, data)
+                self._keep(name, data, seen)
                 return decode(data)
-            return self._missed(name, default)
+            return self._missed(name, default, seen)
         return self._drive(self._get(key, default, loader, ttl)).value
 
     def get_with_info(

@@ -49,6 +49,7 @@ MISSING: Any = object()
 # What a round ignores, since the next one tries again.
 AWAY = (redis.RedisError, CircuitBreakerOpenException)
 MOST_LIVES = 10_000  # keys whose time to live is still to be asked for
+MOST_CHANGED = 1_000  # names of which is known when this process has changed them
 BATCH = 500
 
 
@@ -74,6 +75,10 @@ class CacheBase(Driver, Client):
         self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._learn_lives)
         self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
         self._flights: dict[str, Future[Any]] = {}
+        # When this process has changed which name: a number that grows with each change, also the
+        # one up to which all names count as changed.
+        self._changes = self._forgotten = 0
+        self._changed: dict[str, int] = {}
         self._counts: dict[str, int] = dict.fromkeys(
             ("loads", "load_errors", "stale", "queued", "replayed", "superseded", "lost"), 0
         )
@@ -113,8 +118,9 @@ class CacheBase(Driver, Client):
 
     # ------------------------------------------------------------------ keeping the tiers warm
 
-    def _keep(self, name: str, data: bytes) -> None:
-        """Redis has this value.  How long it lives is asked for later, once for each value."""
+    def _keep(self, name: str, data: bytes, seen: int) -> None:
+        """Redis had this value after the change ``seen``.  How long it lives is asked for later,
+        once for each value."""
         tiers = self._tiers
         if tiers is None:
             return
@@ -125,22 +131,54 @@ class CacheBase(Driver, Client):
         if share < 1.0 and held is None and crc32(name.encode()) >= share * 2**32:
             return
         # Until that is known it counts as stale: it may be over at any moment.
-        self._put(name, data, 0.0)
+        if not self._put_read(name, data, 0.0, seen):
+            return
         self._lives.append((name, data))
         if len(self._lives) == 1:
             self._queue.care()
 
-    def _missed(self, name: str, default: Any) -> Any:
+    def _put_read(self, name: str, data: bytes, life: float, seen: int) -> bool:
+        """Keep what was read, unless this process has changed it since; whether it is kept.
+
+        A change is noted before it gets into the tiers.  So it comes there after this, or is seen
+        here: now, or, if it came in between, right after.
+        """
+        if self._changed_since(name, seen):
+            return False
+        entry = self._put(name, data, life)
         tiers = self._tiers
-        if tiers is not None and tiers.peek(name) is not None:
+        if tiers is None or not self._changed_since(name, seen):
+            return True
+        if tiers.peek(name) in (None, entry):
+            tiers.delete(name)
+        return False
+
+    def _changed_since(self, name: str, seen: int) -> bool:
+        return self._changes != seen and self._changed.get(name, self._forgotten) > seen
+
+    def _note(self, *names: str) -> None:
+        """Redis, or the outbox, has a change of these, and the tiers have not."""
+        with self._lock:
+            if len(self._changed) > MOST_CHANGED:
+                self._forgotten = self._changes
+                self._changed = {}
+            for name in names:
+                self._changed[name] = self._changes + 1
+                self._changes += 1
+
+    def _missed(self, name: str, default: Any, seen: int) -> Any:
+        tiers = self._tiers
+        held = tiers is not None and tiers.peek(name) is not None
+        if tiers is not None and held and not self._changed_since(name, seen):
             tiers.delete(name)
         return None if default is MISSING else default
 
-    def _put(self, name: str, data: bytes, life: float, *, durable: bool = False) -> None:
+    def _put(self, name: str, data: bytes, life: float, *, durable: bool = False) -> Entry:
+        now = time.time()
+        entry = Entry(data, now, now + life, now + life + self.section.stale_ttl)
         if self._tiers is not None:
-            now = time.time()
-            entry = Entry(data, now, now + life, now + life + self.section.stale_ttl)
             self._tiers.put(name, entry, durable=durable)
+        return entry
 
     def _learn_lives(self) -> bool:
         """Ask for the times to live of what was read; whether there is more."""
@@ -151,6 +189,7 @@ class CacheBase(Driver, Client):
             asked[name] = data
         if tiers is None or not asked:
             return False
+        seen = self._changes
         with suppress(*AWAY):
             with self._breaker.guard():
                 lives = together(self._store, [("PTTL", name) for name in asked])
@@ -161,7 +200,7 @@ class CacheBase(Driver, Client):
                     continue
                 # What lives for ever in Redis is fresh here for a while only: nobody would tell.
                 life = self.section.default_ttl if left < 0 else left / 1000
-                self._put(name, held.data, life)
+                self._put_read(name, held.data, life, seen)
         return bool(self._lives)
 
     def _deliver(self, entry: Waits) -> None:

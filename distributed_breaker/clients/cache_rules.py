@@ -64,14 +64,15 @@ class CacheRules(CacheWrites):
                 return found
             if found is not None:
                 return (yield from self._behind(name, None, default, loader, ttl))
+        seen = self._changes
         try:
             data = yield Ask(lambda store: store.get(name))
         except redis.RedisError as error:
             return (yield from self._behind(name, error, default, loader, ttl))
         if data is not None:
-            self._keep(name, data)
+            self._keep(name, data, seen)
             return Info(decode(data), "redis")
-        missing = self._missed(name, default)
+        missing = self._missed(name, default, seen)
         if loader is None:
             return Info(missing, "default")
         return (yield from self._load(name, loader, ttl, shared=True))
@@ -86,6 +87,7 @@ class CacheRules(CacheWrites):
                     found[key] = known.value
         asked = [key for key in names if key not in found]
 
+        seen = self._changes
         values, error = yield from self._together([("GET", names[key]) for key in asked])
         unknown: list[str] = []
         for key, data in zip(asked, values, strict=True):
@@ -94,10 +96,10 @@ class CacheRules(CacheWrites):
                     raise data
                 unknown.append(key)
             elif data is not None:
-                self._keep(names[key], data)
+                self._keep(names[key], data, seen)
                 found[key] = decode(data)
             else:
-                self._missed(names[key], None)
+                self._missed(names[key], None, seen)
         tiers = self._tiers
         if error is not None and tiers is not None:
             wanted = [names[key] for key in unknown]
@@ -256,9 +258,10 @@ class CacheRules(CacheWrites):
                 ours = bool((yield Ask(lambda s: s.set(lock, token, nx=True, px=ms(LOAD_LEASE)))))
                 if not ours:
                     yield Pause(LOAD_PAUSE)
+                    seen = self._changes
                     data = yield Ask(lambda store: store.get(name))
                     if data is not None:
-                        self._keep(name, data)
+                        self._keep(name, data, seen)
                         return Info(decode(data), "redis")
             except redis.RedisError as error:
                 if not counts(error):
@@ -335,7 +338,7 @@ class CacheRules(CacheWrites):
             left = max(0.001, hit.entry.fresh_until - time.time())
             self._put(name, b"%d" % sum_, left)
             return sum_
-        self._keep(name, b"%d" % sum_)
+        self._keep(name, b"%d" % sum_, self._changes)
         return cast(int, sum_)
 
     def _expire(self, key: str, ttl: float) -> Rules[bool]:

@@ -48,6 +48,7 @@ class CacheWrites(CacheBase):
         if not changes:
             return True
         answers, _ = yield from self._together([change.command() for change in changes])
+        self._note(*(change.name for change in changes))
         waits: list[Change] = []
         failed: list[Exception] = []
         for change, answer in zip(changes, answers, strict=True):
@@ -93,6 +94,7 @@ class CacheWrites(CacheBase):
             reply = yield Ask(lambda store: store.evalsha(sha(SCRIPT), len(keys), *keys, *words))
         except redis.exceptions.NoScriptError:
             reply = yield Ask(lambda store: store.eval(script(SCRIPT), len(keys), *keys, *words))
+        self._note(change.name)
         verdict, value = reply
         if verdict == b"newer":
             self._counts["superseded"] += 1
@@ -117,4 +119,5 @@ class CacheWrites(CacheBase):
             self._counts["lost"] += len(changes)
             log.error("%s: a change is lost: %s", self.name, full)
             raise error from full
+        self._note(*(change.name for change in changes))
         self._counts["queued"] += len(changes)

@@ -7,12 +7,14 @@ import gc
 import math
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 
+from distributed_breaker.clients import cache_writes
 from distributed_breaker.clients.cache import CacheClient
 from scripts.servers import Server
 from tests.cache.conftest import PREFIX, Start
@@ -145,6 +147,69 @@ async def test_event_loops_have_clients_of_their_own(cache: CacheClient) -> None
         gc.collect()
     wait_until(lambda: len(cache.redis.client_list()) <= connected + 1)
     await cache.aclose()
+
+
+# ---------------------------------------------------------------------------- races
+
+
+def in_the_midst(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    do: Callable[[], object],
+    *,
+    before: bool = False,
+) -> None:
+    """Have another thread do something, once: after an answer has come, and before it is looked at;
+    or ``before`` it is asked for."""
+    real = getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(owner, name, real)
+        answer = None if before else real(*args, **kwargs)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(do).result(10)
+        return real(*args, **kwargs) if before else answer
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.servers("valkey")
+def test_an_old_value_that_was_read_is_not_kept_over_a_newer_one(
+    cache: CacheClient, cache_server: Server, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache._queue._also = lambda: False
+    for key in ("get", "many", "life", "gone", "late"):
+        raw.set(PREFIX + key, '"old"', ex=60)
+    in_the_midst(monkeypatch, cache._store, "get", lambda: cache.set("get", "new"))
+    assert cache.get("get") == "old"
+    in_the_midst(monkeypatch, cache_writes, "together", lambda: cache.set("many", "new"))
+    assert cache.get_many(["many"]) == {"many": "old"}
+    in_the_midst(monkeypatch, cache._store, "get", lambda: cache.set("miss", "new"))
+    assert cache.get("miss") is None
+    in_the_midst(monkeypatch, cache._store, "get", lambda: cache.delete("gone"))
+    assert cache.get("gone") == "old"
+    assert cache.get("life") == "old"
+    in_the_midst(monkeypatch, cache._tiers, "peek", lambda: cache.set("life", "new"))
+    cache._learn_lives()
+    # At the last moment: then nothing is known of it here.
+    in_the_midst(monkeypatch, cache, "_put", lambda: cache.set("late", "new"), before=True)
+    assert cache.get("late") == "old"
+    cache_server.kill()
+    assert cache.get("late", "none") == "none"
+    assert cache.get_many(["get", "many", "life", "miss"]) == dict.fromkeys(
+        ["get", "many", "life", "miss"], "new"
+    )
+    assert cache.get("gone", "none") == "none"
+
+
+@pytest.mark.servers("valkey")
+def test_what_is_known_of_changes_is_bounded(cache: CacheClient) -> None:
+    for n in range(3):
+        cache.set_many({f"{n}:{m}": m for m in range(900)})
+    assert len(cache._changed) <= 2_000
+    assert cache._changed_since(PREFIX + "0:0", 10)
+    assert not cache._changed_since(PREFIX + "0:0", cache._changes)
 
 
 # ---------------------------------------------------------------------------- loading
