@@ -19,6 +19,7 @@ import redis
 
 from ..errors import CircuitBreakerOpenException
 from ..fallback.memory import Hit
+from ..fallback.tiers import Tiers
 from .cache_base import AWAY, MISSING
 from .cache_changes import Change, beside, decode, encode, ms
 from .cache_writes import CacheWrites
@@ -209,6 +210,11 @@ class CacheRules(CacheWrites):
                 if stamp is not None and int(stamp.split()[-1]) > int(payload["stamp"]):
                     return None
         lives = payload["ttl"] is None or entry.created + payload["ttl"] / 1000 > time.time()
+        if entry.kind == "delete" or not lives:
+            # Another process's change: the memory of this one may still hold what was before.
+            held = None if self._tiers is None else self._tiers.peek(name)
+            if held is not None and held.written < entry.created:
+                yield Aside(lambda: cast(Tiers, self._tiers).delete(name))
         if entry.kind != "set" or not lives:
             return Info(None, "default")
         age = max(0.0, time.time() - entry.created)

@@ -233,7 +233,9 @@ def test_what_another_process_lets_wait_counts_at_once(
     wait_until(remembered)  # a first attempt to bring it back is a write, too
     assert other.delete("a") is False
     for _ in range(2):  # it was written only just now, so nothing is remembered
-        assert reads()[1:] == (2, ["nightscan:a", "nightscan:b"])
+        assert reads() == (None, 2, ["nightscan:a", "nightscan:b"])
+    assert one.get("a", loader=lambda: 3) == 3
+    assert one.get("a") == 3, "it was loaded after the deletion"
 
 
 def test_nothing_newer_is_overwritten(
