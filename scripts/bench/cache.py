@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from distributed_breaker.clients.cache import CacheClient
+from distributed_breaker.fallback.disk import DiskTier
 from distributed_breaker.fallback.memory import Entry
 from distributed_breaker.fallback.tiers import Tiers
 from distributed_breaker.services import Services
@@ -20,7 +23,6 @@ from scripts.servers import Server
 
 from .figures import Row, Spread, Topic
 from .setting import Setting
-from .subjects import module
 from .timing import Case, measure
 
 ASKING, ANSWERING = 300, 2_000  # calls in a round, with and without a server
@@ -109,7 +111,7 @@ def _healthy(bare: CacheClient, cold: CacheClient, warm: CacheClient, count: int
 
 def _open(cache: CacheClient, count: int) -> Row:
     """A hit in memory while the circuit refuses."""
-    with contextlib.suppress(module("redis").RedisError):
+    with contextlib.suppress(redis.RedisError):
         cache.get("missing")  # opens it
     cache.breaker.force_open(ttl=600)
     assert cache.get("k") == VALUE
@@ -140,8 +142,6 @@ def _count(cache: CacheClient) -> int:
 
 
 def _disk(folder: Path, keys: int, reads: int) -> Row:
-    from distributed_breaker.fallback.disk import DiskTier
-
     tiers = Tiers(most_items=1, most_bytes=1, disk=DiskTier(folder, most_bytes=2**32))
     now, data = time.time(), json.dumps(VALUE).encode()
     entry = Entry(data, now, now + DAY, now + 2 * DAY)
