@@ -436,6 +436,8 @@ SECTIONS: dict[str, type[Circuit]] = {
     "ml": Ml,
 }
 KINDS = tuple(SECTIONS)
+# What has no section of its own goes by another one's.
+SECTION_OF = {"tasks": "cache"}
 # A database has one circuit for reads and one for writes.
 PARTS = {"database": ("read", "write")}
 
@@ -489,7 +491,7 @@ class Configuration(Keys):
 
     def section(self, service: str, kind: str, part: str = "") -> Circuit | None:
         """What is said of one part of a service (of ``http``, a service_type); None: nothing."""
-        parts = self.services.get(service)
+        parts, kind = self.services.get(service), SECTION_OF.get(kind, kind)
         section: Circuit | None = getattr(parts, kind, None) if kind in KINDS else None
         return section.of_type(part) if part and isinstance(section, Http) else section
 

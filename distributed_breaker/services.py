@@ -23,7 +23,7 @@ from .clients.tasks import TaskClient, TaskQueue
 from .config import ConfigurationError, Loaded, load
 from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
 from .registry import CircuitBreakerRegistry
-from .sections import KINDS, Configuration, circuit_names
+from .sections import KINDS, SECTION_OF, Configuration, circuit_names
 from .workers import start_thread
 
 LOOK_EVERY = 1.0  # s between looks at the files
@@ -32,8 +32,6 @@ CLIENTS: dict[str, type[Client]] = {
     "cache": CacheClient,
     "tasks": TaskClient,
 }
-# What has no section of its own goes by another one.
-SECTION_OF = {"tasks": "cache"}
 
 Stamp = tuple[int, int, int]  # time of change, size, inode
 
@@ -159,9 +157,9 @@ class Services:
     def _make(self, key: tuple[str, str, str], explicit: Mapping[str, Any]) -> Client:
         kind, service, part = key
         values = self.configuration
-        section = values.section(service, SECTION_OF.get(kind, kind), part)
+        section = values.section(service, kind, part)
         if section is None:
-            raise UnknownService(self._what_there_is(SECTION_OF.get(kind, kind), service))
+            raise UnknownService(self._what_there_is(kind, service))
         made, off = CLIENTS[kind], not values.enabled(service)
         policy = made.policy(section.policy(values.settings))
         circuits = {
@@ -176,7 +174,8 @@ class Services:
         if service not in services:
             return f"unknown service {service!r}: {file} has {', '.join(services) or 'none'}"
         has = [k for k in KINDS if getattr(services[service], k) is not None]
-        return f"service {service!r} has no section {kind!r} in {file}, only {', '.join(has)}"
+        wanted = SECTION_OF.get(kind, kind)
+        return f"service {service!r} has no section {wanted!r} in {file}, only {', '.join(has)}"
 
     # ------------------------------------------------------------------ changes of the file
 
@@ -210,7 +209,7 @@ class Services:
             )
         self.registry.flush_at_exit = new.settings.cleanup_on_shutdown
         for (kind, service, part), client in self._clients.items():
-            section = new.section(service, SECTION_OF.get(kind, kind), part)
+            section = new.section(service, kind, part)
             if section is None:
                 log.warning("%s is gone from the configuration; it stays in use here", client.name)
                 continue

@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,6 @@ from zlib import crc32
 
 import redis
 
-from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..fallback.disk import DiskTier
 from ..fallback.memory import Entry
@@ -59,20 +57,13 @@ class CacheBase(Driver, Client):
     section: Cache
     _lock = OwnLock()
 
-    def __init__(
-        self,
-        name: str,
-        circuits: Mapping[str, CircuitBreaker],
-        section: Circuit,
-        explicit: Mapping[str, Any],
-    ) -> None:
-        super().__init__(name, circuits, section, explicit)
+    def _begin(self) -> None:
         self._breaker = self.breaker
         self._use_prefix()
         self._connect()
-        self._tiers = _tiers(self.section, folder_of(name, self.section))
-        outbox = outbox_of(name, self.section)
-        self._queue = Waiting(outbox, name, self._breaker, self._deliver, self._learn_lives)
+        self._tiers = _tiers(self.section, folder_of(self.name, self.section))
+        outbox = outbox_of(self.name, self.section)
+        self._queue = Waiting(outbox, self.name, self._breaker, self._deliver, self._learn_lives)
         self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
         self._flights: dict[str, Future[Any]] = {}
         # When this process has changed which name: a number that grows with each change, also the

@@ -19,7 +19,6 @@ import redis
 
 from ..errors import CircuitBreakerOpenException
 from ..fallback.memory import Hit
-from ..fallback.tiers import Tiers
 from .cache_base import AWAY, MISSING
 from .cache_changes import Change, beside, decode, encode, ms
 from .cache_writes import CacheWrites
@@ -212,9 +211,10 @@ class CacheRules(CacheWrites):
         lives = payload["ttl"] is None or entry.created + payload["ttl"] / 1000 > time.time()
         if entry.kind == "delete" or not lives:
             # Another process's change: the memory of this one may still hold what was before.
-            held = None if self._tiers is None else self._tiers.peek(name)
-            if held is not None and held.written < entry.created:
-                yield Aside(lambda: cast(Tiers, self._tiers).delete(name))
+            tiers = self._tiers
+            held = None if tiers is None else tiers.peek(name)
+            if tiers is not None and held is not None and held.written < entry.created:
+                yield Aside(lambda: tiers.delete(name))
         if entry.kind != "set" or not lives:
             return Info(None, "default")
         age = max(0.0, time.time() - entry.created)

@@ -18,6 +18,11 @@ from .redis_guard import counts, raise_outage, was_never_sent
 log = logging.getLogger("distributed_breaker")
 
 
+def _away(error: Exception) -> bool:
+    """Whether a change waits after this answer; a script is not known where others failed."""
+    return counts(error) or isinstance(error, redis.exceptions.NoScriptError)
+
+
 class CacheWrites(CacheBase):
     """Each is a rule: a generator; see ``driving.py``."""
 
@@ -57,14 +62,15 @@ class CacheWrites(CacheBase):
                     answer = yield from self._carry_out(change)
                 except redis.RedisError as error:
                     answer = error
-            if isinstance(answer, Exception):
-                failed.append(answer)
-                if counts(answer) or isinstance(answer, redis.exceptions.NoScriptError):
-                    waits.append(change)
+            if not isinstance(answer, Exception):
+                continue
+            failed.append(answer)
+            if _away(answer):
+                waits.append(change)
         if waits:
             yield from self._let_wait(waits, failed[0])
         for answer in failed:
-            if not counts(answer) and not isinstance(answer, redis.exceptions.NoScriptError):
+            if not _away(answer):
                 raise answer
         return not waits
 

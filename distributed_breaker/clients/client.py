@@ -39,6 +39,10 @@ class Client:
         self.section = section
         self.explicit: dict[str, Any] = {}
         self.use(**explicit)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what a client of this kind has beside its circuits; the fields above are there."""
 
     def __repr__(self) -> str:
         states = ", ".join(f"{name} {c.state}" for name, c in self.circuits.items())

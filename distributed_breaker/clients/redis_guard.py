@@ -280,7 +280,3 @@ class PerLoop:
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()
-
-    def forget(self) -> None:
-        """Have all made anew; what is under way may end."""
-        self._clients = weakref.WeakKeyDictionary()

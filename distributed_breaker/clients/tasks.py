@@ -10,14 +10,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Parked
 from ..policy import Outcome, Policy
 from ..process import follow_process
-from ..sections import Cache, Circuit
+from ..sections import Cache
 from .cache_base import outbox_of
 from .client import Client
 from .waiting import Waiting
@@ -129,15 +129,10 @@ class TaskQueue:
 class TaskClient(Client):
     """A service's task queue: policy and folder are those of its cache."""
 
-    def __init__(
-        self,
-        name: str,
-        circuits: Mapping[str, CircuitBreaker],
-        section: Circuit,
-        explicit: Mapping[str, Any],
-    ) -> None:
-        super().__init__(name, circuits, section, explicit)
-        beside = Path(outbox_of(name, cast(Cache, section)).path)
+    section: Cache
+
+    def _begin(self) -> None:
+        beside = Path(outbox_of(self.name, self.section).path)
         outbox = Outbox(beside.with_name("tasks.db"))
         self.queue = TaskQueue(self.explicit["app"], self.breaker, outbox)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..breaker import CircuitBreaker
-from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Replayed
+from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Replayed, Written
 from ..process import OwnLock
 from ..workers import start_thread
 
@@ -21,8 +21,6 @@ MOST, LONGEST = 1_000, 5.0  # deliveries, and seconds, in one round
 SETTLED = 100_000_000  # ns after which a file's time of change is no longer the present one
 MOST_SEEN = 10_000  # keys that are remembered between two writes
 FEW, SHORT = 20, 0.2  # the same where a caller has to wait for the round
-
-Written = tuple[int, int, int]  # a file's time of change, size and inode
 
 log = logging.getLogger("distributed_breaker")
 
@@ -51,7 +49,6 @@ class Waiting:
         self.outbox = outbox
         self.possible = True
         """Whether something may wait, as far as this process knows; the first look tells."""
-        self._log = outbox.path + "-wal"
         # When the file was written last, and what it has held of some keys since then.
         self._seen: tuple[Written | None, dict[str, Entry | None]] = (None, {})
         self._topic = topic
@@ -80,7 +77,7 @@ class Waiting:
 
     def latest(self, key: str) -> Entry | None:
         """The newest one of a key; None as well if the file cannot be read."""
-        written = self._written()
+        written = self.outbox.written()
         at, seen = self._seen
         if written is not None and at == written and key in seen:
             return seen[key]
@@ -101,15 +98,7 @@ class Waiting:
         if not self.possible:
             return True
         at, seen = self._seen
-        return key in seen and seen[key] is None and at == self._written()
-
-    def _written(self) -> Written | None:
-        """What changes with each write to the file, by whomever; None: that cannot be told."""
-        try:
-            log = os.stat(self._log)
-        except OSError:
-            return None
-        return log.st_mtime_ns, log.st_size, log.st_ino
+        return key in seen and seen[key] is None and at == self.outbox.written()
 
     def holds(self, key: str, *, but: str = "") -> bool:
         """Whether one of a key and of another kind waits; not, if the file cannot be read."""

@@ -7,6 +7,8 @@ import sqlite3
 
 Identity = tuple[int, int]
 """Which file it is, whatever its name: its device and its number there."""
+Written = tuple[int, int, int]
+"""When its log was written last, in ns since 1970, and what tells that apart from another time."""
 
 
 class FileError(Exception):

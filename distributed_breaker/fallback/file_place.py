@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 
-from .file_errors import Identity, Refused
+from .file_errors import Identity, Refused, Written
 
 MOST_DAMAGED = 3  # damaged files that may stand beside the file
 LOG = ("-wal", "-shm")  # what SQLite keeps beside it
@@ -42,6 +42,14 @@ class Place:
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
+
+    def written(self) -> Written | None:
+        """What changes with each write, by whomever; None: nothing has been written of late."""
+        try:
+            log = os.stat(self.path + LOG[0])
+        except OSError:
+            return None
+        return log.st_mtime_ns, log.st_size, log.st_ino
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

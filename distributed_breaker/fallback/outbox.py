@@ -25,6 +25,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from ..policy import check_number
+from .file_errors import Written
 from .outbox_lease import Lease, Parked, Rules, attempt, tidy
 from .outbox_rows import (
     KIND,
@@ -50,6 +51,7 @@ __all__ = [
     "OutboxFull",
     "Parked",
     "Replayed",
+    "Written",
 ]
 
 NAME = 200  # characters of a topic or kind
@@ -134,6 +136,11 @@ class Outbox:
     def path(self) -> str:
         """Where it lies."""
         return self._file.path
+
+    def written(self) -> Written | None:
+        """When it was written last, by whomever: what was read before is true while this stays the
+        same, but for writes within the same tick of the file system's clock.  None: not known."""
+        return self._file.place.written()
 
     def __repr__(self) -> str:
         return f"<Outbox {self.path}>"
