@@ -550,8 +550,12 @@ def reporter_of(x: Context, c: Circuit) -> Reporter:
     return own
 
 
-def add_good(c: Circuit, count: int) -> None:
-    """A good outcome ends the run, for every reporter."""
+def add_good(x: Context, c: Circuit, count: int) -> None:
+    """A good outcome ends the run, for every reporter.  It takes nobody's place in a table full of
+    active reporters: there are as many as any quorum asks for."""
+    known = any(r.id == x.step.reporter for r in c.reporters)
+    if known or active(c, x.policy, x.now) < REPORTERS:
+        reporter_of(x, c)
     c.ring[0][0] += count
     c.run = 0
     for r in c.reporters:
@@ -613,8 +617,7 @@ def record(x: Context, c: Circuit, run: Run) -> int:
             part = count - done
             if done == 0:
                 part = min(part, max(1, x.policy.minimum_calls - counts(c)[0]))
-            reporter_of(x, c)
-            add_good(c, part)
+            add_good(x, c, part)
         else:
             add_bad(x, c, kind)
         done += part

@@ -111,6 +111,16 @@ local function steady_deltas(totals, deltas)
   return deltas == '' or read == #deltas + 1 and not find(deltas, '[b:]0%d')
 end
 
+-- Whether the table is full of reporters that are active: another one with good outcomes needs no
+-- place in it.
+local function crowded(shares, horizon)
+  local others = 0
+  for last in gmatch(shares, ':(%d+):%d+:%d+:') do
+    if last + 0 >= horizon then others = others + 1 end
+  end
+  return others >= REPORTERS
+end
+
 -- Records a batch in window, reporters and totals, and returns the first two; nil where a rule of
 -- the trip might hold after any of its outcomes, whatever the quorum says.
 local function steady_batch(w, r, totals, now, moment)
@@ -120,18 +130,22 @@ local function steady_batch(w, r, totals, now, moment)
   local half, shares = match(r, '^(%d+)( .*)$')
   if not (most_run and head and half) then return nil end
 
-  -- Neither the ring nor the half-windows move on, and the reporter is known.
+  -- Neither the ring nor the half-windows move on.
   local reporter = ARGV[10]
   if head + 0 ~= floor(now / max(1, floor(window / BUCKETS)))
     or half + 0 ~= floor(now / max(1, floor(window / 2)))
     or #reporter > MAX_NAME or not find(reporter, '^[%w_-]+$') or find(shares, ' *:', 1, true) then
     return nil
   end
-  -- Where there is no such share, a blank stands where its first number should.
   local from, to = find(shares, ' ' .. reporter .. ':', 1, true)
-  local cur, prev, own, behind = match(shares, '^%d+:(%d+):(%d+):(%d+)(.*)$', (to or 0) + 1)
-  if not cur then return nil end
-  local before = string.sub(shares, 1, from - 1)
+  local before, cur, prev, own, behind = shares, '0', '0', '0', ''
+  if from then
+    before = string.sub(shares, 1, from - 1)
+    cur, prev, own, behind = match(shares, '^%d+:(%d+):(%d+):(%d+)(.*)$', to + 1)
+    if not cur then return nil end
+  elseif not crowded(shares, now - max(ACTIVE, window)) then
+    return nil
+  end
   local n, f, s, older = match(ring, '^ 0:(%d+):(%d+):(%d+)(.*)$')
   if not n then n, f, s, older = '0', '0', '0', ring end
 
@@ -166,7 +180,7 @@ local function steady_batch(w, r, totals, now, moment)
       end
     end
   end
-  if read ~= #ARGV[11] + 1 then return nil end
+  if read ~= #ARGV[11] + 1 or bad > 0 and not from then return nil end
   totals[1] = digits(totals[1] + all)
   totals[2], totals[3] = grown(totals[2], failed), grown(totals[3], slower)
   totals[4] = grown(totals[4], ignored)
@@ -178,11 +192,12 @@ local function steady_batch(w, r, totals, now, moment)
     before = gsub(gsub(before, ':%d+ ', ':0 '), ':%d+$', ':0')
     behind = gsub(gsub(behind, ':%d+ ', ':0 '), ':%d+$', ':0')
   end
+  local share = from and ' ' .. reporter .. ':' .. moment .. ':' .. grown(cur, bad) .. ':' .. prev
+    .. ':' .. digits(mine) or ''
   return head .. ' ' .. digits(streak) .. ' ' .. digits(sum) .. ' ' .. grown(failures, failed)
       .. ' ' .. grown(slow, slower) .. ' 0:' .. digits(n + sum - calls) .. ':' .. grown(f, failed)
       .. ':' .. grown(s, slower) .. older,
-    half .. before .. ' ' .. reporter .. ':' .. moment .. ':' .. grown(cur, bad) .. ':' .. prev
-      .. ':' .. digits(mine) .. behind
+    half .. before .. share .. behind
 end
 
 local function steady()
@@ -695,8 +710,12 @@ local function reporter_of(x, c)
   return own
 end
 
--- A good outcome ends the run, for every reporter.
-local function add_good(c, count)
+-- A good outcome ends the run, for every reporter. It takes nobody's place in a table full of
+-- active reporters: there are as many as any quorum asks for.
+local function add_good(x, c, count)
+  local known = active(c, x.policy, x.now) < REPORTERS
+  for _, r in ipairs(c.reporters) do known = known or r.id == x.reporter end
+  if known then reporter_of(x, c) end
   c.ring[1][1] = c.ring[1][1] + count
   c.run = 0
   for _, r in ipairs(c.reporters) do r.run = 0 end
@@ -759,8 +778,7 @@ local function record(x, c, run)
       if done == 0 then
         part = math.min(part, math.max(1, x.policy.minimum_calls - counts(c)))
       end
-      reporter_of(x, c)
-      add_good(c, part)
+      add_good(x, c, part)
     else
       add_bad(x, c, kind)
     end

@@ -51,6 +51,7 @@ def bounds() -> Iterator[Bound]:
     yield from arguments()
     yield from moments()
     yield from reporters()
+    yield from crowds()
     yield from rules()
     yield from near()
     yield from batches()
@@ -200,6 +201,26 @@ def reporters() -> Iterator[Bound]:
     yield report(quiet(reporters=[replace(one, last=5)]), reporter="b")
     for order in ((OWN, Reporter("*", 0, 1, 0, 0)), (Reporter("*", 0, 1, 0, 0), OWN)):
         yield report(quiet(reporters=[replace(r) for r in order]), False)
+
+
+def crowds() -> Iterator[Bound]:
+    """Who has only good outcomes needs no place in a table full of active reporters."""
+    for window in (MINUTE, 3 * MINUTE):
+        patient = PATIENT._replace(window=window)
+        last = NOON - max(model.ACTIVE, window)
+        for number, oldest, taken in ((8, last, True), (8, last - 1, False), (7, last, False)):
+            full = [Reporter(f"r{i}", NOON, i, 1, 0) for i in range(number)]
+            full[number // 2].last = oldest
+            for run in (0, 3):
+                full[1].run = run
+                c = quiet(policy=patient, run=run, reporters=[replace(r) for r in full])
+                yield report(c, taken)
+                yield report(c, taken, batch=(Run("s", 3), Run("i", 2)))
+                yield report(c, taken, batch=(Run("i"),))
+                yield report(c, False, batch=(Run("s"), Run("S")))
+                yield report(c, reporter="r0", batch=(Run("s"), Run("f")))
+            rest = [*(replace(r) for r in full), Reporter("*", 0, 1, 0, 0)]
+            yield report(quiet(policy=patient, reporters=rest), False)
 
 
 def rules() -> Iterator[Bound]:
