@@ -163,6 +163,8 @@ class Costs:
 
     report: Spent  # of one circuit, in a pipeline with fifty
     poll: Spent
+    reports: float  # µs more, for a pipeline of reports
+    polls: float
     ping: Spent
     transition: Spent
     push: Spent  # of one transition, for each process that hears it
@@ -175,6 +177,8 @@ class Costs:
         spent = (
             pairs * share * REPORTS_PER_CIRCUIT * self.report.cpu
             + pairs * (1 - share) * POLLS_PER_CIRCUIT * self.poll.cpu
+            + processes * REPORTS_PER_CIRCUIT * self.reports * (share > 0)
+            + processes * POLLS_PER_CIRCUIT * self.polls * (share < 1)
             + processes * PINGS * self.ping.cpu
             + transitions * (self.transition.cpu + processes * self.push.cpu)
         )
@@ -193,14 +197,17 @@ class Costs:
 def measure(server: Server, out: list[str]) -> Costs:
     """The costs, with the tables of what was measured."""
     meter = Meter(server)
-    reports, polls = steps_in_pipelines(server, meter, out)
+    steps = steps_in_pipelines(server, meter, out)
     ping = meter.per(2_000, lambda: [meter.client.ping() for _ in range(2_000)])
     transition, push = pushes(server, meter, out)
     memory, logged = stored(server, meter, out)
-    return Costs(reports, polls, ping, transition, push, memory, logged)
+    return Costs(*steps, ping, transition, push, memory, logged)
 
 
-def steps_in_pipelines(server: Server, meter: Meter, out: list[str]) -> tuple[Spent, Spent]:
+def steps_in_pipelines(
+    server: Server, meter: Meter, out: list[str]
+) -> tuple[Spent, Spent, float, float]:
+    """What a report and a poll cost in a pipeline of fifty, and what each pipeline costs beside."""
     batch, deltas = (Run("s", 25),), (("duration_us", 40_000), ("b4", 20), ("b5", 5))
     hand = Hand(server, "steps", 1_000)
     found: dict[int, tuple[Spent, Spent]] = {}
@@ -228,7 +235,8 @@ def steps_in_pipelines(server: Server, meter: Meter, out: list[str]) -> tuple[Sp
         ),
         "",
     ]
-    return found[50]
+    (one, one_poll), (many, many_poll) = found[1], found[50]
+    return many, many_poll, max(0.0, one.cpu - many.cpu), max(0.0, one_poll.cpu - many_poll.cpu)
 
 
 def pushes(server: Server, meter: Meter, out: list[str]) -> tuple[Spent, Spent]:
