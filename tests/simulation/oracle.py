@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed_breaker.errors import StoreDown
 from distributed_breaker.model import Header, Reply, Step, load_header
+from distributed_breaker.outage import TIMEOUTS
 from distributed_breaker.permit import Permit
 from distributed_breaker.session import FIRST_ANSWER, POLL, Request
 from distributed_breaker.shadow import EVIDENCE, NO_GENERATION, Generation
@@ -80,6 +81,13 @@ class Oracle:
                 self._mirrors[process.name, name] = header, shadow.deadline
             if shadow.synced and not breaker.degraded and not process.session.down:
                 self._fresh_enough(process, name, header)
+
+    def failed(self, process: Process, error: StoreDown, times: int) -> None:
+        """A store that fails is left alone: at once, or after two timeouts in a row."""
+        enough = not error.timeout or times >= TIMEOUTS
+        assert process.session.down or not enough or not process.alive, (
+            f"{process} goes on with a store that failed {times} times in a row: {error}"
+        )
 
     def _moved(
         self, process: Process, name: str, old: Header, deadline: int | None, new: Header

@@ -39,6 +39,7 @@ class Wire:
         self._connection = 0  # grows when the connection is lost
         self._waiting: Done | None = None
         self._wanted = self._subscribing = self._subscribed = False
+        self._failures = 0  # in a row
         self.trouble = -1  # when it last failed or was slow (ms)
         self.slow = self.partitioned = self.deaf = self.repeats = False
 
@@ -59,7 +60,11 @@ class Wire:
                 if isinstance(value, StoreDown):
                     self.trouble = self._timeline.now
                     self._connection += int(value.timeout)
+                self._failures = self._failures + 1 if isinstance(value, StoreDown) else 0
                 done(value)
+                # What is refused alone, beside the steps, concerns nobody else.
+                if self._failures and (ask.what == "run" or not value.loud):
+                    self._process.world.oracle.failed(self._process, value, self._failures)
 
         self._waiting = answer
         timeout = StoreDown("TIMEOUT", "no answer in time")
