@@ -107,11 +107,14 @@ local redis = {
 """
 
 
-def alone(bench: Bench, words: list[str], command: str, answer: str) -> object:
-    """What the shortcut does when a command has this answer."""
-    shortcut, _, _ = script().partition("local answer = steady()")
+def alone(
+    bench: Bench, words: list[str], command: str, answer: str, *, machine: bool = False
+) -> object:
+    """What the shortcut does when a command has this answer; or the machine, without a shortcut."""
+    shortcut, _, rest = script().partition("local answer = steady()")
     bench.client.hset(bench.key, mapping=bench.fields)
-    text = INSTEAD % (command, answer) + shortcut + "return steady() or 'left'"
+    text = shortcut + ("local answer" + rest if machine else "return steady() or 'left'")
+    text = INSTEAD % (command, answer) + text
     return bench.client.eval(text, 2, bench.key, bench.key + ":log", *words)
 
 
@@ -120,9 +123,11 @@ def test_the_servers_clock_is_read_to_the_millisecond(bench: Bench) -> None:
     """As every report in real life has it: tests give the time along."""
     words = [bench.words[0], "", *bench.words[2:]]
     for passed, micro in ((0, 0), (0, 999), (1, 1_000), (999, 999_999)):
-        found = alone(bench, words, "TIME", f"{{'{bench.now // 1_000}', '{micro}'}}")
-        assert isinstance(found, list)
-        assert found[1] == str(bench.now + passed)
+        time = f"{{'{bench.now // 1_000}', '{micro}'}}"
+        for machine in (False, True):
+            found = alone(bench, words, "TIME", time, machine=machine)
+            assert isinstance(found, list)
+            assert found[1] == str(bench.now + passed)
     assert alone(bench, words, "TIME", "{err = 'ERR no clock'}") == "left"
 
 
