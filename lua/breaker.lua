@@ -126,8 +126,8 @@ end
 local function steady_batch(w, r, totals, now, moment)
   local most_run, rate, window, least, slow_rate =
     match(ARGV[7], '^%d+ (%d+) (%d+) (%d+) (%d+) (%d+) ')
-  local head, run, calls, failures, slow, ring = match(w, '^(%d+) (%d+) (%d+) (%d+) (%d+)(.*)$')
-  local half, shares = match(r, '^(%d+)( .*)$')
+  local head, run, calls, failures, slow, ring = match(w, '^(%d+) (%d+) (%d+) (%d+) (%d+)(.*)')
+  local half, shares = match(r, '^(%d+)( .*)')
   if not (most_run and head and half) then return nil end
 
   -- Neither the ring nor the half-windows move on.
@@ -138,15 +138,15 @@ local function steady_batch(w, r, totals, now, moment)
     return nil
   end
   local from, to = find(shares, ' ' .. reporter .. ':', 1, true)
-  local before, cur, prev, own, behind = shares, '0', '0', '0', ''
+  local before, own, behind, cur, prev = shares, '0', ''
   if from then
     before = string.sub(shares, 1, from - 1)
-    cur, prev, own, behind = match(shares, '^%d+:(%d+):(%d+):(%d+)(.*)$', to + 1)
+    cur, prev, own, behind = match(shares, '^%d+:(%d+):(%d+):(%d+)(.*)', to + 1)
     if not cur then return nil end
   elseif not crowded(shares, now - max(ACTIVE, window)) then
     return nil
   end
-  local n, f, s, older = match(ring, '^ 0:(%d+):(%d+):(%d+)(.*)$')
+  local n, f, s, older = match(ring, '^ 0:(%d+):(%d+):(%d+)(.*)')
   if not n then n, f, s, older = '0', '0', '0', ring end
 
   rate, least, slow_rate, most_run = rate + 0, least + 0, slow_rate + 0, most_run + 0

@@ -291,6 +291,9 @@ def damage() -> Iterator[Bound]:
         ("r", fields["r"].split(" ")[0]),
     ):
         yield Bound(whole._replace(before={**fields, name: text}), False)
+    share = fields["r"].partition(" me:")[2].partition(" ")[0]
+    torn = {**fields, "r": fields["r"].replace(share, "x")}
+    yield Bound(whole._replace(before=torn), False, damaged=True)
     for name in ("h", "w", "r", "t"):
         for text in (
             f"x{fields[name]}",

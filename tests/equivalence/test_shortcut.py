@@ -38,7 +38,7 @@ def test_what_is_malformed_is_refused_by_the_machine(script: Script) -> None:
 # Where the words of a report stand, and what is none, though all its parts could be.
 WRITTEN = {
     2: ("{now}.0", " {now}", "{now} ", "+{now}", "0{now}", "0x19ab52bc000"),
-    7: ("x", "1 2 3"),
+    7: ("x", "1 2 3", "x{policy}"),
     8: ("", "2", "01"),
     10: ("a:1763999999997:4:3:1 me",),
     11: ("s1;s2", "s1:s2", "s1s2", "s1 ;s2", "xs1", "s1x", "s1.5", "s01", "s1 s"),
@@ -77,7 +77,7 @@ def test_what_only_looks_like_a_report_is_refused(place: int, bench: Bench) -> N
     assert " a:1763999999997:4:3:1 me:" in bench.fields["r"], "place 10 spans two of them"
     for text in WRITTEN[place]:
         words = list(bench.words)
-        words[place - 1] = text.format(now=bench.now)
+        words[place - 1] = text.format(now=bench.now, policy=bench.words[6])
         stored = {"p": words[6]} if place == 7 else {}
         bench.refuses(words, **stored)
 
