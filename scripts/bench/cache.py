@@ -34,8 +34,8 @@ METHOD = (
     "One client, one server over TCP on the loopback, one small value. What a healthy `get` adds "
     "is its time less that of redis-py's own `get` with the same settings, round by round; "
     "decoding the value is part of it, and stands beside it. It is the same whatever the way to "
-    "the server takes: two or three in a hundred of a millisecond. An open circuit answers from this "
-    "process's memory. The disk tier holds a million keys; those that are read are drawn at "
+    "the server takes: two or three in a hundred of a millisecond. An open circuit answers from "
+    "this process's memory. The disk tier holds a million keys; those that are read are drawn at "
     "random, so memory has none of them. Changes are made one by one while the server is away, "
     "each synced to disk; then the server is started again."
 )
