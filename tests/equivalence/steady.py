@@ -219,6 +219,12 @@ def crowds() -> Iterator[Bound]:
                 yield report(c, taken, batch=(Run("i"),))
                 yield report(c, False, batch=(Run("s"), Run("S")))
                 yield report(c, reporter="r0", batch=(Run("s"), Run("f")))
+            # The machine, too, sees who has a place, and gives none: the window moves on here.
+            later = NOON + window // model.BUCKETS
+            for who, on in product(("r0", "me"), (0, 1)):
+                full[number // 2].last = oldest + (later - NOON) * on
+                c = quiet(policy=patient, reporters=[replace(r) for r in full])
+                yield report(c, False, later, reporter=who)
             rest = [*(replace(r) for r in full), Reporter("*", 0, 1, 0, 0)]
             yield report(quiet(policy=patient, reporters=rest), False)
 
