@@ -159,7 +159,9 @@ class Oracle:
         def look() -> None:
             well = process.alive and not process.frozen and process.frozen_at < began
             tried = process.wire.trouble < began + SOON and not process.session.down
-            if not well or not tried or process.wire.slow or process.wire.partitioned:
+            # Who leaves while the store is away leaves its permit to the lease, as its settles.
+            left = process.session.closed and process.wire.trouble >= began
+            if not well or not tried or left or process.wire.slow or process.wire.partitioned:
                 return
             left_alone = token not in self._used and self._server.holds(circuit, token)
             assert not left_alone or process.breakers[circuit].degraded, (
