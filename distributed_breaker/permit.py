@@ -84,9 +84,15 @@ class Permit:
             check_number("open_for", open_for, 1e-9, sys.float_info.max)
         self._settle(Outcome.FAILURE, None, exc, open_for)
 
-    def ignore(self) -> None:
-        """The call says nothing about the dependency; a held permit is given back."""
-        self._settle(Outcome.IGNORED)
+    def ignore(self, open_for: float | None = None) -> None:
+        """The call says nothing about the dependency; a held permit is given back.
+
+        Args:
+            open_for: as of ``failure``, for a dependency that is well and asks to be left alone.
+        """
+        if open_for is not None:
+            check_number("open_for", open_for, 1e-9, sys.float_info.max)
+        self._settle(Outcome.IGNORED, None, None, open_for)
 
     def _ended(self, error: BaseException | None, duration: int | None = None) -> None:
         """Settle by how a block ended, after ``duration`` ns (None: from its beginning)."""

@@ -335,6 +335,12 @@ class HttpType(Circuit):
     """Whether requests that ask for it wait in a durable outbox while the circuit is open."""
     retry_budget: Share = 0.1
     """Retries as a share of all requests, beyond which none is made."""
+    stale_ttl: float = Field(default=3_600.0, ge=0, le=30 * DAY)
+    """Seconds for which a stored answer may be served while the circuit is open."""
+    outbox_path: Text | None = None
+    """The file in which requests wait."""
+    refuse_private_hosts: bool = False
+    """Whether requests to addresses that are not public are refused, also after redirects."""
 
 
 class Http(HttpType):

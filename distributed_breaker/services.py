@@ -15,16 +15,19 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .clients.cache import CacheClient
-from .clients.client import Client
+from .clients.client import Client, ManyHosts
 from .clients.tasks import TaskClient, TaskQueue
 from .config import ConfigurationError, Loaded, load
 from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
 from .registry import CircuitBreakerRegistry
 from .sections import KINDS, SECTION_OF, Configuration, circuit_names
 from .workers import start_thread
+
+if TYPE_CHECKING:
+    from .clients.http import HttpClient
 
 LOOK_EVERY = 1.0  # s between looks at the files
 CLIENTS: dict[str, type[Client]] = {
@@ -160,13 +163,19 @@ class Services:
         section = values.section(service, kind, part)
         if section is None:
             raise UnknownService(self._what_there_is(kind, service))
-        made, off = CLIENTS[kind], not values.enabled(service)
+        made, off = _class_of(kind), not values.enabled(service)
         policy = made.policy(section.policy(values.settings))
         circuits = {
             own: self.registry.breaker(name, policy, disabled=off)
             for own, name in circuit_names(service, kind, part).items()
         }
-        return made(".".join(filter(None, (service, kind, part))), circuits, section, explicit)
+        client = made(".".join(filter(None, (service, kind, part))), circuits, section, explicit)
+        if isinstance(client, ManyHosts):
+            main = client.breaker.name
+            client.further = lambda host: self.registry.breaker(
+                f"{main}@{host}", client.breaker.policy, disabled=client.breaker.disabled
+            )
+        return client
 
     def _what_there_is(self, kind: str, service: str) -> str:
         services = self.configuration.services
@@ -259,6 +268,19 @@ class Services:
         if not self._stopping.is_set():
             self._stopping = threading.Event()
             self._watch()
+
+
+def _class_of(kind: str) -> type[Client]:
+    """What makes the clients of a kind; those of HTTP need packages that not everybody has."""
+    if kind != "http":
+        return CLIENTS[kind]
+    try:
+        from .clients.http import HttpClient
+    except ImportError as error:
+        raise ImportError(
+            f"HTTP calls need the package {error.name}: install distributed-breaker[http]"
+        ) from error
+    return HttpClient
 
 
 def _stamps(files: list[Path]) -> dict[Path, Stamp | None]:
@@ -367,7 +389,7 @@ def get_task_queue(service: str, app: Any) -> TaskQueue:
 
 def get_http_circuit_breaker(
     service: str, service_type: str | None = None, base_url: str | None = None
-) -> Client:
+) -> HttpClient:
     """The client of a service's HTTP calls.
 
     Args:
@@ -377,7 +399,8 @@ def get_http_circuit_breaker(
 
     For errors see ``get_database_circuit_breaker``.
     """
-    return current().client("http", service, service_type or "", base_url=base_url)
+    made = current().client("http", service, service_type or "", base_url=base_url)
+    return cast("HttpClient", made)
 
 
 def get_ml_circuit_breaker(service: str, model_path: str | None = None) -> Client:

@@ -94,3 +94,13 @@ class Client:
     ) -> T:
         """The same for a coroutine function."""
         return await self.breaker.call_async(function, *args, **kwargs)
+
+
+class ManyHosts(Client):
+    """A client that talks to many hosts, each of which may have a circuit of its own.
+
+    Attributes:
+        further: makes the circuit of one of them, from its name; None: all share the client's.
+    """
+
+    further: Callable[[str], CircuitBreaker] | None = None

@@ -1,0 +1,366 @@
+"""The rules of HTTP clients, carried out with requests."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import rewind_body
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from ..breaker import CircuitBreaker
+from ..errors import CircuitBreakerOpenException
+from ..permit import Permit
+from ..policy import Outcome
+from .http_answers import InvalidAnswer, InvalidRequest, PrivateHost
+from .http_base import Act, Call, Options, Wire
+from .http_network import addresses, bounded, left, limits, with_deadline
+
+PIECE = 65_536  # bytes that are read at a time
+
+Ended = Callable[[BaseException | None, bool, int], None]
+
+# Mistakes of the caller's, which say nothing of the service.
+CALLERS = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.MissingSchema,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.InvalidProxyURL,
+    requests.exceptions.UnrewindableBodyError,
+    InvalidRequest,
+    PrivateHost,
+)
+
+
+class HttpOpenException(CircuitBreakerOpenException, requests.ConnectionError):
+    """A call was refused because its circuit does not admit it; also requests' ConnectionError."""
+
+    def __init__(self, *args: Any) -> None:
+        CircuitBreakerOpenException.__init__(self, *args)
+        self.request = self.response = None
+
+
+class InvalidResponse(InvalidAnswer, requests.RequestException):
+    """An answer that the caller cannot use; also requests' RequestException."""
+
+
+# ---------------------------------------------------------------------------- connections
+
+
+class _Connecting(HTTPConnection):
+    """Opens connections, and has all their waits end with the deadline of the call."""
+
+    def _new_conn(self) -> Any:
+        host, usual = self._dns_host, self.timeout
+        last: Exception = NewConnectionError(self, f"{host} has no address")
+        try:
+            timeout = left(usual if isinstance(usual, int | float) else None, limits.deadline)
+            for address in addresses(host, self.port or 80, timeout):
+                self._dns_host = address
+                self.timeout = left(timeout, limits.deadline)
+                try:
+                    return with_deadline(super()._new_conn())
+                except NewConnectionError as error:
+                    last = error
+            raise last
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, f"{host}: {error}") from error
+        except OSError as error:
+            if isinstance(error, NewConnectionError):
+                raise
+            raise NameResolutionError(host, self, error) from error  # type: ignore[arg-type]
+        finally:
+            self._dns_host, self.timeout = host, usual
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        # A connection from the pool goes by the deadline of this call, not of the one before.
+        if self.sock is not None:
+            self._follow()
+        return super().request(*args, **kwargs)
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = with_deadline(self.sock)
+        self._follow()
+
+    def _follow(self) -> None:
+        if self.sock is not None and hasattr(self.sock, "deadline"):
+            self.sock.deadline = limits.deadline
+
+
+class _ConnectingTls(_Connecting, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connecting
+
+
+class _PoolTls(HTTPSConnectionPool):
+    ConnectionCls = _ConnectingTls
+
+
+# ---------------------------------------------------------------------------- the adapter
+
+
+class CircuitBreakerAdapter(HTTPAdapter):
+    """requests' transport adapter with the rules of a client: mount it in any session.
+
+    Args:
+        client: whose circuits, retries and fallbacks its requests have.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._wire = RequestsWire(self)
+        section = client.section
+        super().__init__(section.pool_connections, section.pool_maxsize, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTls}
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """Send a request by the rules; ``timeout`` may be the client's own Options."""
+        client = self._client
+        options = timeout
+        if not isinstance(timeout, Options):
+            connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+            end = time.monotonic() + client.section.total_timeout
+            options = Options(stream=stream, connect=connect, read=read, deadline=end)
+        body = request.body
+        data = body.encode() if isinstance(body, str) else body
+        whole = data is None or isinstance(data, bytes)
+        position = getattr(request, "_body_position", None)
+        call = Call(
+            request, (request.method or "GET").upper(), request.url or "", request.headers,
+            data if whole else None, whole or isinstance(position, int), options,
+            (verify, cert, proxies),
+        )  # fmt: skip
+        wire = self._wire
+        response: requests.Response = wire._drive(client._exchange(wire, call))
+        return response
+
+    def forget(self) -> None:
+        """A fork's child must not use its parent's connections."""
+        section = self._client.section
+        self.init_poolmanager(section.pool_connections, section.pool_maxsize)
+        self.proxy_manager = {}
+
+    def really_send(self, call: Call, connect: float, read: float) -> requests.Response:
+        """One attempt; the response's body has not been read."""
+        verify, cert, proxies = call.how
+        return super().send(
+            call.request, stream=True, timeout=(connect, read), verify=verify, cert=cert,
+            proxies=proxies,
+        )  # fmt: skip
+
+
+class RequestsWire(Wire):
+    """What the rules ask for, done by requests."""
+
+    def __init__(self, adapter: CircuitBreakerAdapter) -> None:
+        self._adapter = adapter
+        self._client_ = adapter._client
+
+    def admit(self, breaker: CircuitBreaker) -> Permit:
+        return breaker.acquire()
+
+    def _native(self, error: BaseException) -> BaseException:
+        if type(error) is CircuitBreakerOpenException:
+            return HttpOpenException(*error.__reduce__()[1])
+        return error
+
+    def send(self, call: Call, connect: float, read: float) -> requests.Response:
+        options, request = call.options, call.request
+        if call.body is None and isinstance(getattr(request, "_body_position", None), int):
+            rewind_body(request)
+        with self._in_time(call):
+            response = self._adapter.really_send(call, connect, read)
+        response.stale, response.fallback = False, ""  # type: ignore[attr-defined]
+        assert options is not None
+        return response
+
+    def read(self, call: Call, response: requests.Response, limit: int) -> None:
+        pieces, size = [], 0
+        try:
+            self._not_too_long(call, response, limit)
+            with self._in_time(call):
+                for piece in response.iter_content(PIECE):
+                    size += len(piece)
+                    if size > limit:
+                        raise self._too_large(call, response, limit)
+                    pieces.append(piece)
+        except BaseException:
+            response.close()
+            raise
+        response._content = b"".join(pieces)
+        response._content_consumed = True  # type: ignore[attr-defined]
+
+    def follow(
+        self, call: Call, response: requests.Response, limit: int, ended: Ended
+    ) -> requests.Response:
+        """Have the outcome come with the end of the body."""
+        self._not_too_long(call, response, limit)
+        response.raw = _Body(self, call, response, limit, ended)
+        return response
+
+    def drop(self, response: requests.Response) -> None:
+        response.close()
+
+    def make(
+        self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes
+    ) -> requests.Response:
+        response = requests.Response()
+        response.status_code = status
+        for name, value in headers:
+            response.headers[name] = value
+        response.raw = io.BytesIO(body)
+        response._content, response._content_consumed = body, True  # type: ignore[attr-defined]
+        response.url, response.request = call.url, call.request
+        response.encoding = requests.utils.get_encoding_from_headers(response.headers)
+        response.stale, response.fallback = False, ""  # type: ignore[attr-defined]
+        return response
+
+    def invalid(self, call: Call, response: Any, message: str) -> Exception:
+        response.close()
+        return InvalidResponse(message, request=call.request, response=response)
+
+    def outcome(self, error: BaseException) -> Outcome:
+        if isinstance(error, CALLERS) or not isinstance(error, Exception):
+            return Outcome.IGNORED
+        known = isinstance(error, requests.RequestException | InvalidAnswer | OSError)
+        return Outcome.FAILURE if known else Outcome.IGNORED
+
+    def repeatable(self, error: Exception) -> bool:
+        if isinstance(error, requests.exceptions.SSLError | InvalidAnswer):
+            return False
+        mended = (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        )
+        return isinstance(error, mended)
+
+    # ------------------------------------------------------------------ bounds
+
+    def _in_time(self, call: Call) -> Any:
+        return _InTime(call, self._client_.section.refuse_private_hosts)
+
+    def _not_too_long(self, call: Call, response: requests.Response, limit: int) -> None:
+        told = response.headers.get("Content-Length", "")
+        if told.isdigit() and int(told) > limit and call.method != "HEAD":
+            raise self._too_large(call, response, limit)
+
+    def _too_large(self, call: Call, response: requests.Response, limit: int) -> Exception:
+        return self.invalid(call, response, f"the answer has more than {limit} bytes")
+
+
+class _InTime:
+    """Within the block connections have the call's deadline, and its passing is a ReadTimeout."""
+
+    def __init__(self, call: Call, public_only: bool) -> None:
+        self._call = call
+        self._bounds = bounded(call.options.deadline, public_only)
+
+    def __enter__(self) -> None:
+        self._bounds.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._bounds.__exit__(None, None, None)
+        end = self._call.options.deadline
+        if not isinstance(error, requests.RequestException | OSError):
+            return
+        if isinstance(error, InvalidAnswer | requests.Timeout):
+            return
+        if end is not None and time.monotonic() >= end:
+            message = "the answer was not whole when the call's total_timeout was over"
+            raise requests.ReadTimeout(message, request=self._call.request) from error
+
+
+class _Body:
+    """A body that is read later, by whom it may concern: it tells when and how it ended."""
+
+    def __init__(
+        self, wire: RequestsWire, call: Call, response: requests.Response, limit: int, ended: Ended
+    ) -> None:
+        self._raw, self._wire, self._call, self._response = response.raw, wire, call, response
+        self._limit, self._ended = limit, ended
+        self._size, self._over = 0, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def stream(self, amount: int = PIECE, decode_content: bool | None = None) -> Iterator[bytes]:
+        pieces = self._raw.stream(amount, decode_content=decode_content)
+        while True:
+            piece = self._guarded(lambda: next(pieces, b""))
+            if not piece:
+                self._end(None, True)
+                return
+            yield piece
+
+    def read(self, amt: int | None = None, *args: Any, **kwargs: Any) -> bytes:
+        piece = self._guarded(lambda: self._raw.read(amt, *args, **kwargs))
+        if amt is None or (not piece and amt):
+            self._end(None, True)
+        return piece
+
+    def close(self) -> None:
+        self._raw.close()
+        self._end(None, False)
+
+    def release_conn(self) -> None:
+        self._raw.release_conn()
+        self._end(None, False)
+
+    def _guarded(self, work: Callable[[], bytes]) -> bytes:
+        wire, call = self._wire, self._call
+        try:
+            with wire._in_time(call):
+                piece = work()
+            self._size += len(piece)
+            if self._size > self._limit:
+                raise wire._too_large(call, self._response, self._limit)
+        except BaseException as error:
+            self._raw.close()
+            self._end(_counted(error), False)
+            raise
+        return piece
+
+    def _end(self, error: BaseException | None, whole: bool) -> None:
+        if not self._over:
+            self._over = True
+            self._ended(error, whole, self._size)
+
+
+def _counted(error: BaseException) -> BaseException:
+    """urllib3's errors, which requests would make its own a little later."""
+    if isinstance(error, Exception) and type(error).__module__.startswith("urllib3"):
+        return requests.ConnectionError(str(error))
+    return error
+
+
+def hop(session: requests.Session, request: requests.PreparedRequest, options: Options) -> Any:
+    """One request of a session that has the adapter; redirects are not followed."""
+    settings = session.merge_environment_settings(request.url or "", {}, options.stream, None, None)
+    settings["stream"] = options.stream
+    return session.send(request, timeout=options, allow_redirects=False, **settings)  # type: ignore[arg-type]
+
+
+__all__ = ["Act", "CircuitBreakerAdapter", "HttpOpenException", "InvalidResponse", "hop"]
