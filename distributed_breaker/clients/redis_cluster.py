@@ -152,6 +152,13 @@ class AsyncCluster(redis.asyncio.cluster.RedisCluster):
         with _unreachable():
             return await super().initialize(*args, **kwargs)
 
+    async def aclose(self) -> None:
+        # redis-py closes nothing when the next command was to ask who is there.
+        if self._initialize and not (self._lock and self._lock.locked()):
+            await self.nodes_manager.aclose()
+            await self.nodes_manager.aclose("startup_nodes")
+        await super().aclose()
+
     def get_node(self, host: Any = None, port: Any = None, node_name: Any = None) -> Any:
         nodes = self.nodes_manager
         found = nodes.get_node(host, port, node_name)

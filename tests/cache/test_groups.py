@@ -251,6 +251,19 @@ async def test_slots_move_to_a_node_that_is_new(alone: Cluster, start: Start) ->
     assert (held(alone, "{x}:n"), held(alone, "{x}:c")) == (str(2 * looks), str(looks))
 
 
+async def test_a_cluster_that_was_to_be_asked_anew_is_closed(alone: Cluster, start: Start) -> None:
+    """After an answer that did not come the client asks who is there, and redis-py's own close
+    leaves such a client's connections open."""
+    cache = start(alone)
+    await cache.set_async("k", 1)
+    store = cache._stores.get()
+    store._initialize = True
+    (node,) = store.nodes_manager.nodes_cache.values()
+    assert any(connection.is_connected for connection in node._connections)
+    await cache.aclose()
+    assert not any(connection.is_connected for connection in node._connections)
+
+
 def test_a_cluster_says_that_it_is_down(alone: Cluster, start: Start) -> None:
     """CLUSTERDOWN counts; what was to be written waits, an increment, too."""
     cache = start(alone)
