@@ -55,7 +55,7 @@ def program(source: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """
     preamble = (
         "import json, os, sys, time\n"
-        "from distributed_breaker.fallback.disk import DiskTier\n"
+        "from distributed_breaker.fallback.disk import DiskError, DiskTier\n"
         "from distributed_breaker.fallback.memory import Entry\n"
         "from distributed_breaker.fallback.tiers import Tiers\n"
         "def say(what=None):\n"
