@@ -103,7 +103,7 @@ def test_without_the_store_a_process_tells_what_it_knows(
     services.registry.flush(5)
     assert circuit_breaker_health()["overall_status"] == "healthy"
     server.kill()
-    wait_until(lambda: services.registry._link.down)  # type: ignore[union-attr]
+    wait_until(lambda: get_cache_circuit_breaker("api_v1").breaker.degraded)
     health, metrics = circuit_breaker_health(), circuit_breaker_metrics()
     assert health["overall_status"] == "degraded"
     assert health["store"]["reachable"] is metrics["store"]["reachable"] is False

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -144,7 +145,8 @@ def senders() -> int:
     found = set()
     for top in frames:
         frame: Any = top
-        while frame is not None and frame.f_code is not waiting:
+        # Below a frame that another thread is just leaving, CPython 3.11 may show no frame at all.
+        while isinstance(frame, FrameType) and frame.f_code is not waiting:
             if frame.f_code is sending:
                 found.add(id(frame))
             frame = frame.f_back
