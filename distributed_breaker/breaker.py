@@ -332,9 +332,17 @@ class CircuitBreaker(LinkedCircuit):
         """Count a rejection and make its exception."""
         return self._rejection(self._seconds(), refusal_of(decision))
 
+    def count_rejection(self) -> None:
+        """Count a call that was not made since the circuit is ``refusing``: for a caller that has
+        something instead, and needs no exception."""
+        rejections = self._rejections
+        rejections.append(None)
+        if len(rejections) > FULL:
+            self.drain()
+
     def _rejection(self, now: float, refusal: Refusal | None = None) -> CircuitBreakerOpenException:
         """Count a rejection and make its exception, with the present words or with others."""
-        rejections = self._rejections
+        rejections = self._rejections  # as in count_rejection, without a call more
         rejections.append(None)
         if len(rejections) > FULL:
             self.drain()
@@ -398,6 +406,10 @@ class CircuitBreaker(LinkedCircuit):
     @property
     def refusing(self) -> bool:
         """Whether a call would be refused at this moment; asking is no call, and counts nothing."""
+        if self._era is not None:
+            return False
+        if self._seconds() < self._refuse_until:
+            return not (held.get() and rides(self))
         return self._present().action == "refuse"
 
     def _present(self) -> Decision:

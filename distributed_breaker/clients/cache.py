@@ -57,14 +57,16 @@ class CacheClient(CacheRules):
         name = self._name(key)
         if loader is None and self._queue.nothing_of(name):
             # What _get does, for the most frequent of all calls.
+            if self._breaker.refusing:
+                hit = self._in_memory(name)
+                if hit is not None:
+                    self._breaker.count_rejection()
+                    return self._served(hit)
             seen = self._changes
             try:
                 with self._breaker.guard():
                     data = self._store.get(name)
             except Exception as error:
-                hit = self._in_memory(name, error)
-                if hit is not None:
-                    return self._from(hit).value
                 rules = self._behind(name, self._native(error), default, None, None)
                 return self._drive(rules).value
             if data is not None:

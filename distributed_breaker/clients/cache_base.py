@@ -41,6 +41,7 @@ from .redis_guard import (
     refused,
     unwell,
 )
+from .redis_once import client_of
 from .waiting import Waiting
 
 MISSING: Any = object()
@@ -95,7 +96,7 @@ class CacheBase(Driver, Client):
     def _connect(self) -> None:
         """Have all clients of its Redis made anew; what is under way may end."""
         section = self.section
-        self._store = connect(section)
+        self._store = connect(section, client_of)
         self._stores = PerLoop(lambda: connect_async(section))
         self._raw = guarded(connect(section), self._breaker)
         self._raws = PerLoop(lambda: guarded_async(connect_async(section), self._breaker))

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import redis
 
-from ..errors import CircuitBreakerOpenException
 from ..fallback.memory import Hit
 from .cache_base import AWAY, MISSING
 from .cache_changes import Change, beside, decode, encode, ms
@@ -174,17 +173,22 @@ class CacheRules(CacheWrites):
         raise error
 
     def _from(self, hit: Hit) -> Info:
-        self._counts["stale"] += hit.stale
-        if hit.age > self._oldest:
-            self._oldest = hit.age
         source: Source = "disk" if hit.tier == "disk" else "memory"
-        return Info(decode(hit.entry.data), source, hit.stale, hit.age)
+        return Info(self._served(hit), source, hit.stale, hit.age)
 
-    def _in_memory(self, name: str, error: Exception) -> Hit | None:
+    def _served(self, hit: Hit) -> Any:
+        """The value, which is counted as one that a tier has answered."""
+        entry, _, stale, age = hit
+        if stale:
+            self._counts["stale"] += 1
+        if age > self._oldest:
+            self._oldest = age
+        return decode(entry.data)
+
+    def _in_memory(self, name: str) -> Hit | None:
         """What ``_behind`` finds first, for the most frequent of all refusals."""
-        if self._tiers is None or not isinstance(error, CircuitBreakerOpenException):
-            return None
-        return self._tiers.get_from_memory(name, stale=True)
+        tiers = self._tiers
+        return None if tiers is None else tiers.get_from_memory(name, stale=True)
 
     def _hit(self, name: str, *, stale: bool) -> Rules[Hit | None]:
         tiers = self._tiers

@@ -127,8 +127,13 @@ def _options(address: Address, section: Section, library: Any) -> dict[str, Any]
     }
 
 
-def connect(section: Section) -> Any:
+def connect(section: Section, client_of: Callable[..., Any] | None = None) -> Any:
     """A client of the section's Redis; it connects when it is first used.
+
+    Args:
+        section: where Redis is, and how long it may take.
+        client_of: makes the client of a single server, from its pool's options; redis-py's own if
+            it is left out.
 
     Returns:
         redis-py's ``Redis``, or its ``RedisCluster`` for a ``redis+cluster`` URL.
@@ -136,7 +141,7 @@ def connect(section: Section) -> Any:
     address = address_of(section.address)
     if address.kind == "cluster":
         return Later(lambda: Cluster(**_of_cluster(address, section, redis)))
-    return _connect(address, section, redis, _Watched)
+    return _connect(address, section, redis, _Watched, client_of)
 
 
 def connect_async(section: Section) -> Any:
@@ -149,7 +154,13 @@ def connect_async(section: Section) -> Any:
     return _connect(address, section, redis.asyncio, _AsyncWatched)
 
 
-def _connect(address: Address, section: Section, library: Any, watched: Any) -> Any:
+def _connect(
+    address: Address,
+    section: Section,
+    library: Any,
+    watched: Any,
+    client_of: Callable[..., Any] | None = None,
+) -> Any:
     """``library``: redis-py's, or its half for asyncio, which has all classes by the same names."""
     options = _options(address, section, library)
     if address.kind == "sentinel":
@@ -161,6 +172,8 @@ def _connect(address: Address, section: Section, library: Any, watched: Any) -> 
     if "connection_class" in options:
         name = options["connection_class"].__name__
         options["connection_class"] = getattr(library.connection, name)
+    if client_of is not None:
+        return client_of(**options)
     return library.Redis.from_pool(library.ConnectionPool(**options))
 
 

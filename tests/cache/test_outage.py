@@ -59,6 +59,19 @@ def test_the_tiers_answer(cache: CacheClient, cache_server: Server, raw: redis.R
     assert cache.breaker.state == "open"
 
 
+def test_what_memory_answers_in_an_outage_is_a_rejection(
+    start: Start, cache_server: Server
+) -> None:
+    cache = start(timeout=600)
+    cache.set("k", 1)
+    cache_server.kill()
+    cache.get("k")
+    assert cache.breaker.refusing
+    before = cache.breaker.snapshot().totals["rejected"]
+    assert cache.get("k") == 1
+    assert cache.breaker.snapshot().totals["rejected"] == before + 1
+
+
 def test_a_share_of_the_keys_is_kept_warm(
     start: Start, cache_server: Server, raw: redis.Redis
 ) -> None:

@@ -44,7 +44,17 @@ def test_it_is_json_in_redis(cache: CacheClient, raw: redis.Redis) -> None:
     assert 99_000 < raw.pttl(PREFIX + "k") <= 100_000
 
 
-@pytest.mark.parametrize(("text", "value"), [("plain", "plain"), ("12", 12), ('{"a":1}', {"a": 1})])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("plain", "plain"),
+        ("12", 12),
+        ('{"a":1}', {"a": 1}),
+        (" [1]\n", [1]),
+        ("1 2", "1 2"),
+        ("", ""),
+    ],
+)
 def test_what_others_have_stored(
     cache: CacheClient, raw: redis.Redis, text: str, value: Any
 ) -> None:

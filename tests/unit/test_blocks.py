@@ -18,6 +18,7 @@ from distributed_breaker import (
 )
 from tests.unit.clock import (
     BRITTLE,
+    OPEN_INTERVAL,
     STURDY,
     Boom,
     FakeClock,
@@ -275,6 +276,22 @@ def test_acquire_is_refused_like_a_call(brittle: CircuitBreaker) -> None:
     with pytest.raises(CircuitBreakerOpenException) as caught:
         brittle.acquire()
     assert caught.value.retry_after == 60.0
+
+
+def test_whether_a_call_would_be_refused_can_be_asked(
+    brittle: CircuitBreaker, clock: FakeClock
+) -> None:
+    assert not brittle.refusing
+    fail(brittle)
+    before = totals(brittle)
+    assert brittle.refusing
+    assert totals(brittle) == before
+    clock.advance(OPEN_INTERVAL)
+    assert not brittle.refusing
+    with brittle:
+        assert not brittle.refusing  # it rides on the probe
+        assert contextvars.Context().run(lambda: brittle.refusing)
+    assert not brittle.refusing
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, float("nan"), float("inf"), -float("inf"), "5"])
