@@ -340,6 +340,13 @@ class CircuitBreaker(LinkedCircuit):
         if len(rejections) > FULL:
             self.drain()
 
+    def count_fallback(self) -> None:
+        """Count a call that something else than the dependency has answered."""
+        fallbacks = self._fallbacks
+        fallbacks.append(None)
+        if len(fallbacks) > FULL:
+            self.drain()
+
     def _rejection(self, now: float, refusal: Refusal | None = None) -> CircuitBreakerOpenException:
         """Count a rejection and make its exception, with the present words or with others."""
         rejections = self._rejections  # as in count_rejection, without a call more
@@ -364,14 +371,24 @@ class CircuitBreaker(LinkedCircuit):
 
     # ------------------------------------------------------------------ health checks
 
-    def health_check(self, function: Callable[[], T]) -> Callable[[], T]:
+    def health_check(
+        self, function: Callable[[], T], interval: float | None = None
+    ) -> Callable[[], T]:
         """Use ``function`` as the probe of this circuit once it has passed while closed.
 
         It takes no argument and raises when the dependency is unwell.  It runs in a thread of its
         own, so no user's request is sacrificed as a probe and recovery needs no traffic.  It may
         be used as a decorator.
+
+        Args:
+            function: the check.
+            interval: seconds after which it is run again while the circuit is closed, for what it
+                notes itself: then it is no call, and its error counts as nothing.
         """
-        self.check = HealthCheck(function, round(self.policy.permit_lease * 1000))
+        again = None
+        if interval is not None:
+            again = round(check_number("interval", interval, 0.001, 31_536_000) * 1000)
+        self.check = HealthCheck(function, round(self.policy.permit_lease * 1000), again)
         return function
 
     def run_check(self, now: int) -> None:

@@ -110,6 +110,7 @@ class LinkedCircuit:
         self._decision = Decision("sync", State.CLOSED, "shadow")
         self._retired: list[Era] = []
         self._rejections: list[None] = []
+        self._fallbacks: list[None] = []
         self._recorded = 0
         self._handed = 0  # outcomes taken by the link that are neither acknowledged nor lost
         self.sent = clock.ms()  # when the link last took what waits
@@ -266,10 +267,11 @@ class LinkedCircuit:
 
     def _drain(self, now: int) -> None:
         """Take in what calls have appended.  The lock is held."""
-        if self._rejections:
-            count = len(self._rejections)
-            del self._rejections[:count]
-            self._shadow.rejected(count)
+        for name, calls in (("rejected", self._rejections), ("fallbacks", self._fallbacks)):
+            if calls:
+                count = len(calls)
+                del calls[:count]
+                self._shadow.counted(name, count)
         if self._era is not None:
             self._recorded += self._shadow.absorb(self._era, now)
         if self._retired:
@@ -432,6 +434,7 @@ class LinkedCircuit:
         for era in [*self._retired, *([self._era] if self._era is not None else [])]:
             era.take()
         self._rejections.clear()
+        self._fallbacks.clear()
         self.nudged = False
         self.broken = ""
         if self.check is not None:
@@ -488,7 +491,7 @@ class LinkedCircuit:
         """Start the circuit's health check when it is wanted; the breaker knows how."""
 
     def check_wanted(self, now: int) -> str:
-        """Whether a health check should ``learn`` that it passes, ``probe``, or rest (empty)."""
+        """Whether a health check should ``learn`` whether it passes, ``probe``, or rest (empty)."""
         with self._turn, self._lock:
             check, shadow = self.check, self._shadow
             if check is None:
@@ -499,7 +502,7 @@ class LinkedCircuit:
             if not free:
                 return ""
             if self._decision.action == "admit":
-                return "" if check.passed else "learn"
+                return "learn" if check.due(now) else ""
             asked = shadow.decide(now, by_check=True).action == "ask"
             return "probe" if check.passed and asked else ""
 
@@ -516,6 +519,7 @@ class LinkedCircuit:
             or shadow.deltas
             or any(era.tally for era in self._retired)
             or self._rejections
+            or self._fallbacks
             or (era is not None and era.tally)
         )
 

@@ -559,12 +559,12 @@ class Shadow:
         self.stale[kind] += 1
         self.deltas.update(dict(deltas))
 
-    def rejected(self, count: int) -> None:
-        """Count calls that were refused."""
+    def counted(self, name: str, count: int) -> None:
+        """Add to a total that only clients know: calls that were ``rejected``, and so on."""
         if self.alone:
-            self.local.totals[model.INDEX["rejected"]] += count
+            self.local.totals[model.INDEX[name]] += count
         else:
-            self.deltas["rejected"] += count
+            self.deltas[name] += count
 
     @property
     def waiting(self) -> int:

@@ -122,13 +122,28 @@ class HealthCheck:
 
     It becomes the probe of an open circuit once it has passed while the circuit was closed, and
     stays it unless it runs longer than a permit's lease.
+
+    Args:
+        function: the user's.
+        lease: of a permit, in ms.
+        interval: ms after which a closed circuit is looked at again; None: it is not.
     """
 
-    def __init__(self, function: Callable[[], object], lease: int) -> None:
+    def __init__(
+        self, function: Callable[[], object], lease: int, interval: int | None = None
+    ) -> None:
         self.function = function
         self.passed = False
         self._lease = lease
+        self._interval = interval
+        self._began = 0
         self._running_since: int | None = None
+
+    def due(self, now: int) -> bool:
+        """Whether a closed circuit is to be looked at."""
+        if not self.passed:
+            return True
+        return self._interval is not None and now - self._began >= self._interval
 
     def free(self, now: int) -> bool:
         """Whether it is not running; a check that hangs (ms) loses the trust it had."""
@@ -152,7 +167,7 @@ class HealthCheck:
             finally:
                 self._running_since = None
 
-        self._running_since = now
+        self._running_since = self._began = now
         try:
             start_thread("circuit-breaker-health-check", run)
         except RuntimeError:

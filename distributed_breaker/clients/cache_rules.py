@@ -104,6 +104,8 @@ class CacheRules(CacheWrites):
             wanted = [names[key] for key in unknown]
             hits = yield Aside(lambda: tiers.get_many(wanted, stale=True))
             found |= {k: decode(hits[names[k]].entry.data) for k in unknown if names[k] in hits}
+            if hits:
+                self._breaker.count_fallback()
         if error is not None and not found and default is MISSING:
             raise error
         missing = () if default is MISSING else (key for key in names if key not in found)
@@ -160,13 +162,16 @@ class CacheRules(CacheWrites):
             return self._from(hit)
         if loader is not None:
             try:
-                return (yield from self._load(name, loader, ttl, shared=False))
+                loaded = yield from self._load(name, loader, ttl, shared=False)
             except Exception:
                 hit = yield from self._hit(name, stale=True)
                 if hit is None:
                     raise
                 return self._from(hit)
+            self._breaker.count_fallback()
+            return loaded
         if default is not MISSING:
+            self._breaker.count_fallback()
             return Info(default, "default")
         if error is None:
             return Info(None, "default")
@@ -183,6 +188,7 @@ class CacheRules(CacheWrites):
             self._counts["stale"] += 1
         if age > self._oldest:
             self._oldest = age
+        self._breaker.count_fallback()
         return decode(entry.data)
 
     def _in_memory(self, name: str) -> Hit | None:

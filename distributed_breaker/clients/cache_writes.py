@@ -127,3 +127,4 @@ class CacheWrites(CacheBase):
             raise error from full
         self._note(*(change.name for change in changes))
         self._counts["queued"] += len(changes)
+        self._breaker.count_fallback()

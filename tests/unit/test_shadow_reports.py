@@ -88,8 +88,8 @@ def test_open_for_stands_alone() -> None:
 
 def test_deltas_go_out_once_and_also_without_outcomes() -> None:
     process = Process().adopt(OPEN, 9 * SECOND)
-    process.shadow.rejected(3)
-    process.shadow.rejected(4)
+    process.shadow.counted("rejected", 3)
+    process.shadow.counted("rejected", 4)
     (step,) = process.shadow.outgoing(process.now)
     assert (step.batch, dict(step.deltas)) == ((), {"rejected": 7})
     assert process.shadow.outgoing(process.now) == []

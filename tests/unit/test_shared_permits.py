@@ -351,6 +351,27 @@ def test_a_health_check_closes_a_circuit_without_traffic(
     assert check.calls == 2
 
 
+def test_a_health_check_looks_again_while_closed(
+    start: Callable[[], Process], clock: FakeClock
+) -> None:
+    process = start()
+    breaker = process.synced(BRITTLE)
+    check = Check()
+    breaker.health_check(check, interval=30)
+    for number, well in enumerate((True, False, True), start=1):
+        check.well = well
+        process.registry.flush(10.0)
+        wait_until(lambda number=number: check.calls == number and idle(process))  # type: ignore[misc]
+        clock.advance(29)
+        process.registry.flush(10.0)
+        assert idle(process)
+        assert check.calls == number
+        clock.advance(1)
+    assert breaker.state == "closed", "it is no call"
+    assert breaker.check is not None
+    assert breaker.check.passed, "what has passed once is the probe"
+
+
 def test_a_health_check_that_fails_opens_again(
     start: Callable[[], Process], clock: FakeClock
 ) -> None:
