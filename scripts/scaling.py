@@ -27,7 +27,7 @@ from distributed_breaker import CircuitBreaker, CircuitBreakerRegistry, Policy, 
 from distributed_breaker.linked import SLOW_FLUSH
 from distributed_breaker.model import Reply, Run, Step
 from distributed_breaker.session import POLL
-from distributed_breaker.store import RedisStore
+from distributed_breaker.store import RedisStore, encode, key_of
 from scripts.bench.machine import describe
 from scripts.marks import between, marks
 from scripts.servers import Server
@@ -117,6 +117,15 @@ class Hand:
             self.known[name] = model.Known(
                 header.v, header.nonce, header.state, left, header.attempt
             )
+
+
+# What a report cannot do without: the arguments, the same reads and writes, and the same answer.
+FLOOR = """
+local raw = redis.call('HMGET', KEYS[1], 'h', 'w', 'r', 's', 'p', 't', 'x', 'e')
+local t = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'h', raw[1], 'w', raw[2], 'r', raw[3], 't', raw[6])
+return {raw[1], t[1], '0', 'closed', '', 'ok', '0', '', ''}
+"""
 
 
 def chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
@@ -234,9 +243,33 @@ def steps_in_pipelines(
             for size, (r, p) in found.items()
         ),
         "",
+        f"Of a report in a pipeline of fifty, {floor(meter, hand, batch, deltas):.1f} µs are what "
+        f"any script would need that reads, writes and answers the same, and decides nothing.",
+        "",
     ]
     (one, one_poll), (many, many_poll) = found[1], found[50]
     return many, many_poll, max(0.0, one.cpu - many.cpu), max(0.0, one_poll.cpu - many_poll.cpu)
+
+
+def floor(meter: Meter, hand: Hand, batch: Sequence[Run], deltas: Sequence[Any]) -> float:
+    """µs of a script that is given a report, and keeps what is stored as it is."""
+    script = meter.client.script_load(FLOOR)
+    names = hand.names[:50]
+    commands = []
+    for name in names:
+        step = Step("report", "0" * 8, NUMBERS, hand.known[name], offer=True, reporter="scaling",
+                    era=(1, "0" * 8), batch=tuple(batch), deltas=tuple(deltas))  # fmt: skip
+        key = key_of("steps", name)
+        commands.append((key, encode(step, hand.store.channel, name)))
+
+    def work() -> None:
+        for _ in range(40):
+            with meter.client.pipeline(transaction=False) as pipe:
+                for key, arguments in commands:
+                    pipe.evalsha(script, 2, key, key + ":log", *arguments)
+                pipe.execute()
+
+    return meter.per(40 * len(names), work).cpu
 
 
 def pushes(server: Server, meter: Meter, out: list[str]) -> tuple[Spent, Spent]:
