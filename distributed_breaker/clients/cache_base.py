@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import deque
 from concurrent.futures import Future
@@ -27,7 +26,7 @@ from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
 from ..sections import Cache, Circuit
 from .cache_changes import OURS
-from .client import Client
+from .client import Client, users_folder
 from .driving import Driver
 from .redis_cluster import together
 from .redis_guard import (
@@ -254,7 +253,7 @@ def folder_of(name: str, section: Cache) -> Path:
     address = f"{hosts}{where.path}?{where.query} {section.cache_key_prefix}"
     mark = hashlib.sha256(address.encode()).hexdigest()[:8]
     chosen = section.disk_cache_dir
-    base = Path(chosen) if chosen else _home("XDG_CACHE_HOME", ".cache")
+    base = Path(chosen) if chosen else users_folder("XDG_CACHE_HOME", ".cache")
     return base / f"{name}-{mark}"
 
 
@@ -262,14 +261,9 @@ def outbox_of(name: str, section: Cache) -> Outbox:
     """Where a cache's changes wait."""
     path = section.outbox_path
     if not path:
-        state = _home("XDG_STATE_HOME", ".local/state")
+        state = users_folder("XDG_STATE_HOME", ".local/state")
         path = str(state / folder_of(name, section).name / "outbox.db")
     return Outbox(path, backoff_max=5.0)
-
-
-def _home(variable: str, otherwise: str) -> Path:
-    base = os.environ.get(variable) or Path.home() / otherwise
-    return Path(base) / "distributed_breaker"
 
 
 def _tiers(section: Cache, folder: Path) -> Tiers | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ..breaker import CircuitBreaker
@@ -12,6 +14,12 @@ from ..sections import Circuit
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def users_folder(variable: str, otherwise: str) -> Path:
+    """The folder of this user's files of one kind: by XDG's variable, or below their home."""
+    base = os.environ.get(variable) or Path.home() / otherwise
+    return Path(base) / "distributed_breaker"
 
 
 class Client:

@@ -13,7 +13,7 @@ import inspect
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import requests
 
@@ -41,6 +41,14 @@ _OURS = frozenset(
      "fallback", "cache", "validate", "validate_request", "expected_statuses", "content_types",
      "max_response_size", "allow_redirects"}
 )  # fmt: skip
+
+
+class _Plain(NamedTuple):
+    """A request that was made of nothing but its URL and what all requests have."""
+
+    call: Call
+    breaker: CircuitBreaker
+    who: tuple[Any, ...]
 
 
 class HttpClient(HttpRules):
@@ -84,7 +92,7 @@ class HttpClient(HttpRules):
         """requests' session; its ``proxies``, ``verify`` and ``cert`` may be set."""
         self.mount(self.session)
         self._maker = RequestsWire(self.adapter())
-        self._plain: dict[tuple[str, str], tuple[Call, CircuitBreaker, tuple[Any, ...]]] = {}
+        self._plain: dict[tuple[str, str], _Plain] = {}
         self._asyncs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._health_problem = ""
         self._check_health()
@@ -119,16 +127,20 @@ class HttpClient(HttpRules):
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         """Send a request; see the class."""
         plain = not kwargs and method in SAFE and self.section.enable_cached_response_fallback
+        known = None
         if plain:
-            found = self._kept_at_once(method, url)
-            if found is not None:
-                return found
+            known = self._plain.get((method, url))
+            if known is not None and known.breaker.refusing:
+                found = self._kept_at_once(known)
+                if found is not None:
+                    return found
+                known = None
         options, fallback, native = self._prepare(kwargs)
         session = self.session
         # Made anew each time, since the session's own headers and cookies may have changed.
         request = requests.Request(method.upper(), self._url_of(url), **native)
         prepared = session.prepare_request(request)
-        if plain:
+        if plain and known is None:
             self._remember(method, url, prepared)
         wire = _Session(session)
         if fallback is None:
@@ -137,25 +149,19 @@ class HttpClient(HttpRules):
         try:
             return cast(requests.Response, wire._drive(self._follow(prepared, options)))
         except CircuitBreakerOpenException as refused:
-            self._counts["fallbacks"] += 1
+            self.fell_back("fallbacks", self.circuit_of(request.url))
             return cast(requests.Response, fallback(refused))
 
-    def _kept_at_once(self, method: str, url: str) -> requests.Response | None:
+    def _kept_at_once(self, known: _Plain) -> requests.Response | None:
         """A stored answer without making the request first, which takes requests ten times as long
-        as all the rest; None: there is none, or the circuit may admit the call."""
-        known = self._plain.get((method, url))
-        if known is None or not known[1].refusing or known[2] != self._who():
+        as all the rest; None: there is none for who asks now."""
+        if known.who != self._who():
             return None
-        call, breaker, _ = known
-        found: requests.Response | None = self._kept(self._maker, call)
-        if found is None:
-            return None
-        try:
-            breaker.acquire().ignore()
-        except CircuitBreakerOpenException:
-            self._counts["requests"] += 1
-            return found
-        return None
+        found: requests.Response | None = self._kept(self._maker, known.call, known.breaker)
+        if found is not None:
+            known.breaker.count_rejection()
+            self.counts.add("requests")
+        return found
 
     def _remember(self, method: str, url: str, prepared: requests.PreparedRequest) -> None:
         who = self._who()
@@ -165,7 +171,7 @@ class HttpClient(HttpRules):
             self._plain.clear()
         where = prepared.url or ""
         call = Call(prepared, method, where, prepared.headers, None, True, Options())
-        self._plain[method, url] = call, self.circuit_of(where), who
+        self._plain[method, url] = _Plain(call, self.circuit_of(where), who)
 
     def _who(self) -> tuple[Any, ...] | None:
         """All that a plain request is made of beside its URL; None: it is none."""
@@ -214,7 +220,7 @@ class HttpClient(HttpRules):
         except CircuitBreakerOpenException as refused:
             if fallback is None:
                 raise
-            self._counts["fallbacks"] += 1
+            self.fell_back("fallbacks", self.circuit_of(str(request.url)))
             found = fallback(refused)
             return await found if inspect.isawaitable(found) else found
 
@@ -316,7 +322,7 @@ class HttpClient(HttpRules):
         if self.section.health_check_url is None:
             self._main.check = None
         else:
-            self._main.health_check(self._ask_for_health)
+            self._main.health_check(self._ask_for_health, self.section.health_check_interval)
 
     def _ask_for_health(self) -> None:
         section = self.section
@@ -375,7 +381,7 @@ class HttpClient(HttpRules):
             raise BadStatus(f"it was answered {status}")
         if status >= 400:
             raise Parked(f"it was answered {status}")
-        self._counts["delivered"] += 1
+        self.counts.add("delivered")
 
     # ------------------------------------------------------------------ the rest
 

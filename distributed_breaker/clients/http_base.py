@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,22 @@ from urllib.parse import urlsplit
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from ..breaker import CircuitBreaker
+from ..errors import CircuitBreakerOpenException
 from ..fallback.outbox import Entry, Outbox
 from ..permit import Permit
 from ..policy import Outcome, check_circuit
 from ..process import OwnLock, follow_process
 from ..sections import Circuit, HttpType
-from .client import ManyHosts
+from .client import ManyHosts, users_folder
 from .driving import Ask, Driver, What
-from .http_answers import Judge, origin_of, shown
+from .http_answers import InvalidAnswer, Judge, origin_of, shown
+from .http_counts import Counts
+from .http_network import Bounds, bounds
 from .http_stored import Stored
 from .waiting import Waiting
 
 MISSING: Any = object()
+LATE = "the answer was not whole when the call's total_timeout was over"
 MOST_HOSTS = 256  # circuits of single hosts
 BURST = 100  # calls whose share of retries may be made at once
 SLOW_MEMORY = 0.1  # how much one attempt says of how slow the service is at the moment
@@ -88,7 +92,7 @@ class Answer(NamedTuple):
 
 
 class Wire(Driver):
-    """Carries out the rules with one library."""
+    """Carries out rules with one library."""
 
     def _do(self, what: What) -> Any:
         return what.of(self) if isinstance(what, Act) else super()._do(what)
@@ -99,10 +103,86 @@ class Wire(Driver):
         return await super()._do_async(what)
 
 
+class Attempts(Wire):
+    """Sends attempts with one library, and says what its errors mean.
+
+    Attributes:
+        refusal: ours that is also an error of the library's.
+        callers: mistakes of the caller's, which say nothing of the service.
+        known: all errors of the library, and of the connections below it.
+        timeouts: those of them that say that the time is over.
+    """
+
+    refusal: type[CircuitBreakerOpenException]
+    callers: tuple[type[Exception], ...]
+    known: tuple[type[Exception], ...]
+    timeouts: tuple[type[Exception], ...]
+
+    def __init__(self, client: HttpBase) -> None:
+        self.client = client
+
+    def invalid(self, call: Call, response: Any, message: str) -> Exception:
+        """The error for an answer that the caller cannot use."""
+        raise NotImplementedError
+
+    def late(self, call: Call) -> Exception:
+        """The library's error for an answer that is not whole in time."""
+        raise NotImplementedError
+
+    def outcome(self, error: BaseException) -> Outcome:
+        """What an error says of the service."""
+        known = isinstance(error, self.known) and not isinstance(error, self.callers)
+        return Outcome.FAILURE if known else Outcome.IGNORED
+
+    def bounds(self, call: Call) -> Bounds:
+        """What holds for the connection of an attempt."""
+        client = self.client
+        return Bounds(call.options.deadline, client.section.refuse_private_hosts, client.counts)
+
+    def is_late(self, call: Call, error: BaseException | None) -> bool:
+        """Whether an error comes of the call's time being over, and does not say so."""
+        end = call.options.deadline
+        if error is None or end is None or isinstance(error, (InvalidAnswer, *self.timeouts)):
+            return False
+        return isinstance(error, self.known) and time.monotonic() >= end
+
+    def check_length(self, call: Call, response: Any, limit: int) -> None:
+        """Raise ``invalid`` for a body that says itself that it is too large."""
+        told = response.headers.get("Content-Length", "")
+        if told.isdigit() and int(told) > limit and call.method != "HEAD":
+            raise self.too_large(call, response, limit)
+
+    def too_large(self, call: Call, response: Any, limit: int) -> Exception:
+        return self.invalid(call, response, f"the answer has more than {limit} bytes")
+
+    def _native(self, error: BaseException) -> BaseException:
+        if type(error) is CircuitBreakerOpenException:
+            return self.refusal(*error.__reduce__()[1])
+        return error
+
+
+class InTime:
+    """Within the block connections have a call's bounds; that its time is over is ``late``."""
+
+    __slots__ = ("_call", "_token", "_wire")
+
+    def __init__(self, wire: Attempts, call: Call) -> None:
+        self._wire, self._call = wire, call
+
+    def __enter__(self) -> None:
+        self._token = bounds.set(self._wire.bounds(self._call))
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        bounds.reset(self._token)
+        if error is not None and self._wire.is_late(self._call, error):
+            raise self._wire.late(self._call) from error
+
+
 class HttpBase(ManyHosts):
     """The parts, and what they need of each other.
 
     Attributes:
+        counts: what it has done in this process.
         headers: sent with every request, whichever library sends it.
         auth: user and password for every request; None: none.
         judge: asked first which outcome a status is; None, or its answer None: the usual one.
@@ -117,12 +197,9 @@ class HttpBase(ManyHosts):
         self.auth: tuple[str, str] | None = None
         self.judge: Judge | None = None
         self._hosts: dict[str, CircuitBreaker] = {}
-        self._counts: dict[str, int] = dict.fromkeys(
-            ("requests", "attempts", "retries", "retries_over_budget", "bytes", "served_stale",
-             "defaults", "fallbacks", "queued", "delivered", "invalid", "rate_limited"), 0
-        )  # fmt: skip
-        self._statuses: dict[int, int] = {}
-        self._tokens, self._seen = BURST * self.section.retry_budget, 0
+        self.counts = Counts()
+        # What the first requests will have earned is lent them.
+        self._tokens, self._seen = BURST * self.section.retry_budget, BURST
         self._slowness = 0.0
         self._stored = Stored()
         self._waiting: Waiting | None = None
@@ -227,15 +304,19 @@ class HttpBase(ManyHosts):
         """Take a retry out of the budget, if there is one."""
         share = self.section.retry_budget
         with self._lock:
-            calls = self._counts["requests"]
+            calls = max(self._seen, self.counts["requests"])
             self._tokens = min(BURST * share, self._tokens + share * (calls - self._seen))
             self._seen = calls
-            if self._tokens < 1:
-                self._counts["retries_over_budget"] += 1
-                return False
-            self._tokens -= 1
-            self._counts["retries"] += 1
-        return True
+            allowed = self._tokens >= 1
+            if allowed:
+                self._tokens -= 1
+        self.counts.add("retries" if allowed else "retries_over_budget")
+        return allowed
+
+    def fell_back(self, how: str, breaker: CircuitBreaker) -> None:
+        """Something else than the service has answered."""
+        self.counts.add(how)
+        breaker.count_fallback()
 
     def backoff(self, attempt: int) -> float:
         """Seconds before the next attempt: exponential, with full jitter."""
@@ -259,8 +340,7 @@ class HttpBase(ManyHosts):
     def _outbox_path(self) -> Path:
         if self.section.outbox_path:
             return Path(self.section.outbox_path)
-        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-        return Path(state) / "distributed_breaker" / self.name / "outbox.db"
+        return users_folder("XDG_STATE_HOME", ".local/state") / self.name / "outbox.db"
 
     def _deliver(self, entry: Entry) -> object:
         """Send a request that has waited."""
@@ -273,14 +353,14 @@ class HttpBase(ManyHosts):
 
         ``requests`` and ``attempts`` of them, of which ``retries`` were no first ones;
         ``retries_over_budget`` that were not made; ``statuses`` by number; ``bytes`` of bodies;
+        ``times`` of looking up the host, connecting, TLS, waiting for the answer and reading it;
         ``served_stale``, ``defaults``, ``fallbacks``, ``queued``: what was answered instead;
         ``slowness`` from 0 to 1, by which timeouts are shortened; ``hosts`` with circuits of their
         own, and how many of them are ``open``.
         """
         hosts = list(self._hosts.values())
         return {
-            **self._counts,
-            "statuses": {str(status): n for status, n in sorted(self._statuses.items())},
+            **self.counts.stats(),
             "slowness": round(self._slowness, 3),
             "stored": self._stored.stats(),
             "hosts": {"total": len(hosts), "open": sum(b.refusing for b in hosts)},
@@ -299,6 +379,7 @@ class HttpBase(ManyHosts):
     def forked(self) -> None:
         """A child makes locks, connections and a thread of its own."""
         self.__dict__.pop("_lock", None)
+        self.counts = Counts()
         if self._waiting is not None:
             self._waiting.forked()
 

@@ -13,23 +13,12 @@ import httpx
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..permit import Permit
-from ..policy import Outcome
 from .http_answers import InvalidAnswer, InvalidRequest, PrivateHost
-from .http_base import Call, Options, Wire
-from .http_network import bounded, limits
+from .http_base import LATE, Attempts, Call, InTime, Options, Wire
 from .httpx_network import AsyncBackend, Backend
 
 Ended = Callable[[BaseException | None, bool, int], None]
 _OPTIONS = "circuit_breaker"  # where a request carries the client's options
-
-CALLERS = (
-    httpx.InvalidURL,
-    httpx.UnsupportedProtocol,
-    httpx.LocalProtocolError,
-    httpx.StreamError,
-    InvalidRequest,
-    PrivateHost,
-)
 
 
 class HttpxOpenException(CircuitBreakerOpenException, httpx.ConnectError):
@@ -81,22 +70,28 @@ class Response(httpx.Response):
 # ---------------------------------------------------------------------------- what both have
 
 
-class _HttpxWire(Wire):
+class _HttpxWire(Attempts):
+    refusal = HttpxOpenException
+    callers = (
+        httpx.InvalidURL,
+        httpx.UnsupportedProtocol,
+        httpx.LocalProtocolError,
+        httpx.StreamError,
+        InvalidRequest,
+        PrivateHost,
+    )
+    known = (httpx.HTTPError, InvalidAnswer, OSError)
+    timeouts = (httpx.TimeoutException,)
+
     def __init__(self, client: Any, send: Callable[[httpx.Request], Any]) -> None:
-        self._owner = client
+        super().__init__(client)
         self._send = send
 
-    def _native(self, error: BaseException) -> BaseException:
-        if type(error) is CircuitBreakerOpenException:
-            return HttpxOpenException(*error.__reduce__()[1])
-        return error
-
     def call_of(self, request: httpx.Request) -> Call:
-        client = self._owner
         options = request.extensions.get(_OPTIONS)
         if options is None:
             told = request.extensions.get("timeout") or {}
-            end = time.monotonic() + client.section.total_timeout
+            end = time.monotonic() + self.client.section.total_timeout
             # Whether its body is a stream is not known here; the outcome comes with its end.
             options = Options(
                 connect=told.get("connect"), read=told.get("read"), deadline=end, reads=False
@@ -112,8 +107,9 @@ class _HttpxWire(Wire):
         request.extensions = {**request.extensions, "timeout": timeout}
         return request
 
-    def _bounded(self, call: Call, response: httpx.Response, limit: int) -> Response:
+    def _bounded(self, call: Call, response: httpx.Response) -> Response:
         """The same with a bound, which need not be reached to be found."""
+        limit = call.options.max_size or self.client.section.max_response_size
         made = Response(
             response.status_code, headers=response.headers, stream=response.stream,
             extensions=response.extensions, request=call.request,
@@ -121,18 +117,10 @@ class _HttpxWire(Wire):
 
         def bound(size: int) -> None:
             if size > limit:
-                raise self._too_large(call, made, limit)
+                raise self.too_large(call, made, limit)
 
         made._bound = bound
         return made
-
-    def _not_too_long(self, call: Call, response: Response, limit: int) -> None:
-        told = response.headers.get("Content-Length", "")
-        if told.isdigit() and int(told) > limit and call.method != "HEAD":
-            raise self._too_large(call, response, limit)
-
-    def _too_large(self, call: Call, response: Response, limit: int) -> Exception:
-        return self.invalid(call, response, f"the answer has more than {limit} bytes")
 
     def make(
         self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes
@@ -145,30 +133,25 @@ class _HttpxWire(Wire):
         return InvalidResponse(message, call.request, response)
 
     def late(self, call: Call) -> Exception:
-        message = "the answer was not whole when the call's total_timeout was over"
-        return httpx.ReadTimeout(message, request=call.request)
-
-    def outcome(self, error: BaseException) -> Outcome:
-        if isinstance(error, CALLERS) or not isinstance(error, Exception):
-            return Outcome.IGNORED
-        known = isinstance(error, httpx.HTTPError | InvalidAnswer | OSError)
-        return Outcome.FAILURE if known else Outcome.IGNORED
+        return httpx.ReadTimeout(LATE, request=call.request)
 
     def repeatable(self, error: Exception) -> bool:
         if isinstance(error, InvalidAnswer) or "certificate" in str(error).lower():
             return False
-        return isinstance(error, httpx.TransportError) and not isinstance(error, CALLERS)
+        return isinstance(error, httpx.TransportError) and not isinstance(error, self.callers)
 
-    @property
-    def _public_only(self) -> bool:
-        return bool(self._owner.section.refuse_private_hosts)
 
-    @staticmethod
-    def _is_late(call: Call, error: BaseException | None) -> bool:
-        end = call.options.deadline
-        mine = isinstance(error, httpx.HTTPError | OSError)
-        known = isinstance(error, InvalidAnswer | httpx.TimeoutException)
-        return mine and not known and end is not None and time.monotonic() >= end
+class _End:
+    """Has the outcome come with the end of a body, whoever reads it."""
+
+    def __init__(self, wire: _HttpxWire, call: Call, body: Any, ended: Ended) -> None:
+        self._wire, self._call, self._body, self._ended = wire, call, body, ended
+        self._over = False
+
+    def _end(self, error: BaseException | None, whole: bool, size: int) -> None:
+        if not self._over:
+            self._over = True
+            self._ended(error, whole, size)
 
 
 # ---------------------------------------------------------------------------- by blocking
@@ -181,34 +164,22 @@ class HttpxWire(_HttpxWire):
         return breaker.acquire()
 
     def send(self, call: Call, connect: float, read: float) -> Response:
-        options = call.options
-        try:
-            with bounded(options.deadline, self._public_only):
-                response = self._send(self._timed(call, connect, read))
-        except Exception as error:
-            if self._is_late(call, error):
-                raise self.late(call) from error
-            raise
-        return self._bounded(call, response, options.max_size or self._limit)
-
-    @property
-    def _limit(self) -> int:
-        return int(self._owner.section.max_response_size)
+        with InTime(self, call):
+            response = self._send(self._timed(call, connect, read))
+        return self._bounded(call, response)
 
     def read(self, call: Call, response: Response, limit: int) -> None:
         try:
-            self._not_too_long(call, response, limit)
-            with bounded(call.options.deadline, self._public_only):
+            self.check_length(call, response, limit)
+            with InTime(self, call):
                 response.read()
-        except BaseException as error:
+        except BaseException:
             response.close()
-            if self._is_late(call, error):
-                raise self.late(call) from error
             raise
         response.elapsed = timedelta(0)
 
     def follow(self, call: Call, response: Response, limit: int, ended: Ended) -> Response:
-        self._not_too_long(call, response, limit)
+        self.check_length(call, response, limit)
         response.stream = _Body(self, call, cast(httpx.SyncByteStream, response.stream), ended)
         return response
 
@@ -216,19 +187,13 @@ class HttpxWire(_HttpxWire):
         response.close()
 
 
-class _Body(httpx.SyncByteStream):
-    """A body that is read later: it tells when and how it ended."""
-
-    def __init__(self, wire: HttpxWire, call: Call, body: Any, ended: Ended) -> None:
-        self._wire, self._call, self._body, self._ended = wire, call, body, ended
-        self._over = False
-
+class _Body(_End, httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         size = 0
         pieces = iter(self._body)
         try:
             while True:
-                with bounded(self._call.options.deadline, False):
+                with InTime(self._wire, self._call):
                     piece = next(pieces, None)
                 if piece is None:
                     break
@@ -236,8 +201,6 @@ class _Body(httpx.SyncByteStream):
                 yield piece
         except Exception as error:
             self._end(error, False, size)
-            if self._wire._is_late(self._call, error):
-                raise self._wire.late(self._call) from error
             raise
         except GeneratorExit:
             self._end(None, False, size)
@@ -247,11 +210,6 @@ class _Body(httpx.SyncByteStream):
     def close(self) -> None:
         self._body.close()
         self._end(None, False, 0)
-
-    def _end(self, error: BaseException | None, whole: bool, size: int) -> None:
-        if not self._over:
-            self._over = True
-            self._ended(error, whole, size)
 
 
 class CircuitBreakerTransport(httpx.HTTPTransport):
@@ -287,31 +245,22 @@ class AsyncHttpxWire(_HttpxWire):
         return await breaker.acquire_async()
 
     async def send(self, call: Call, connect: float, read: float) -> Response:
-        options = call.options
-        before = limits.public_only
-        with _Late(self, call):
-            async with asyncio.timeout(_rest(call)):
-                limits.public_only = self._public_only
-                try:
-                    response = await self._send(self._timed(call, connect, read))
-                finally:
-                    limits.public_only = before
-        size = options.max_size or int(self._owner.section.max_response_size)
-        return self._bounded(call, response, size)
+        async with _InTime(self, call):
+            response = await self._send(self._timed(call, connect, read))
+        return self._bounded(call, response)
 
     async def read(self, call: Call, response: Response, limit: int) -> None:
         try:
-            self._not_too_long(call, response, limit)
-            with _Late(self, call):
-                async with asyncio.timeout(_rest(call)):
-                    await response.aread()
+            self.check_length(call, response, limit)
+            async with _InTime(self, call):
+                await response.aread()
         except BaseException:
             await response.aclose()
             raise
         response.elapsed = timedelta(0)
 
     async def follow(self, call: Call, response: Response, limit: int, ended: Ended) -> Response:
-        self._not_too_long(call, response, limit)
+        self.check_length(call, response, limit)
         response.stream = _AsyncBody(self, call, response.stream, ended)
         return response
 
@@ -319,38 +268,35 @@ class AsyncHttpxWire(_HttpxWire):
         await response.aclose()
 
 
-def _rest(call: Call) -> float | None:
-    end = call.options.deadline
-    return None if end is None else max(0.0, end - time.monotonic())
+class _InTime(InTime):
+    """The same, and the block itself ends by the call's deadline."""
+
+    __slots__ = ("_timeout",)
+
+    async def __aenter__(self) -> None:
+        end = self._call.options.deadline
+        self._timeout = asyncio.timeout(None if end is None else max(0.0, end - time.monotonic()))
+        await self._timeout.__aenter__()
+        super().__enter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            super().__exit__(kind, error, traceback)
+        finally:
+            try:
+                await self._timeout.__aexit__(kind, error, traceback)
+            except TimeoutError:
+                raise self._wire.late(self._call) from error
 
 
-class _Late:
-    """A deadline that has passed is httpx's own ReadTimeout."""
-
-    def __init__(self, wire: _HttpxWire, call: Call) -> None:
-        self._wire, self._call = wire, call
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if type(error) is TimeoutError or self._wire._is_late(self._call, error):
-            raise self._wire.late(self._call) from error
-
-
-class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, wire: AsyncHttpxWire, call: Call, body: Any, ended: Ended) -> None:
-        self._wire, self._call, self._body, self._ended = wire, call, body, ended
-        self._over = False
-
+class _AsyncBody(_End, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = 0
         pieces = self._body.__aiter__()
         try:
             while True:
-                with _Late(self._wire, self._call):
-                    async with asyncio.timeout(_rest(self._call)):
-                        piece = await anext(pieces, None)
+                async with _InTime(self._wire, self._call):
+                    piece = await anext(pieces, None)
                 if piece is None:
                     break
                 size += len(piece)
@@ -366,11 +312,6 @@ class _AsyncBody(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         await self._body.aclose()
         self._end(None, False, 0)
-
-    def _end(self, error: BaseException | None, whole: bool, size: int) -> None:
-        if not self._over:
-            self._over = True
-            self._ended(error, whole, size)
 
 
 class AsyncCircuitBreakerTransport(httpx.AsyncHTTPTransport):

@@ -14,34 +14,42 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
-from threading import local
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..workers import start_thread
 from .http_answers import PrivateHost
+from .http_counts import Counts
 
 T = TypeVar("T")
 
 
-class _Limits(local):
-    """What holds for the connections that this thread opens and uses at the moment."""
+class Bounds(NamedTuple):
+    """What holds for the connections that are opened and used at the moment.
+
+    Attributes:
+        deadline: by which all their waits end, in monotonic seconds.
+        public_only: whether addresses that are not public are refused.
+        counts: told what each phase took.
+    """
 
     deadline: float | None = None
-    public_only = False
+    public_only: bool = False
+    counts: Counts | None = None
 
 
-limits = _Limits()
+# Not a thread's: requests on one event loop have bounds of their own.
+bounds: ContextVar[Bounds] = ContextVar("circuit_breaker_http", default=Bounds())  # noqa: B039
 
 
 @contextmanager
-def bounded(deadline: float | None, public_only: bool) -> Iterator[None]:
-    """Within the block connections end by ``deadline`` (monotonic seconds)."""
-    before = limits.deadline, limits.public_only
-    limits.deadline, limits.public_only = deadline, public_only
-    try:
-        yield
-    finally:
-        limits.deadline, limits.public_only = before
+def timed(phase: str) -> Iterator[None]:
+    """Count how long a phase takes, if it comes to its end."""
+    begun = time.monotonic()
+    yield
+    counts = bounds.get().counts
+    if counts is not None:
+        counts.took(phase, time.monotonic() - begun)
 
 
 def left(timeout: float | None, deadline: float | None) -> float | None:
@@ -66,9 +74,12 @@ def addresses(host: str, port: int, timeout: float | None) -> list[str]:
         socket.gaierror: there is no such host.
         PrivateHost: it has an address that is not public, and these are refused.
     """
-    known = _is_address(host)
-    found = [host] if known else _within(timeout, lambda: _look_up(host, port))
-    if limits.public_only:
+    if _is_address(host):
+        found = [host]
+    else:
+        with timed("dns"):
+            found = _within(timeout, lambda: _look_up(host, port))
+    if bounds.get().public_only:
         refuse_private(host, found)
     return found
 

@@ -17,26 +17,13 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..permit import Permit
-from ..policy import Outcome
 from .http_answers import InvalidAnswer, InvalidRequest, PrivateHost
-from .http_base import Act, Call, Options, Wire
-from .http_network import addresses, bounded, left, limits, with_deadline
+from .http_base import LATE, Attempts, Call, InTime, Options
+from .http_network import addresses, bounds, left, timed, with_deadline
 
 PIECE = 65_536  # bytes that are read at a time
 
 Ended = Callable[[BaseException | None, bool, int], None]
-
-# Mistakes of the caller's, which say nothing of the service.
-CALLERS = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.MissingSchema,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.InvalidHeader,
-    requests.exceptions.InvalidProxyURL,
-    requests.exceptions.UnrewindableBodyError,
-    InvalidRequest,
-    PrivateHost,
-)
 
 
 class HttpOpenException(CircuitBreakerOpenException, requests.ConnectionError):
@@ -59,14 +46,16 @@ class _Connecting(HTTPConnection):
 
     def _new_conn(self) -> Any:
         host, usual = self._dns_host, self.timeout
+        deadline = bounds.get().deadline
         last: Exception = NewConnectionError(self, f"{host} has no address")
         try:
-            timeout = left(usual if isinstance(usual, int | float) else None, limits.deadline)
+            timeout = left(usual if isinstance(usual, int | float) else None, deadline)
             for address in addresses(host, self.port or 80, timeout):
                 self._dns_host = address
-                self.timeout = left(timeout, limits.deadline)
+                self.timeout = left(timeout, deadline)
                 try:
-                    return with_deadline(super()._new_conn())
+                    with timed("connect"):
+                        return with_deadline(super()._new_conn())
                 except NewConnectionError as error:
                     last = error
             raise last
@@ -92,11 +81,22 @@ class _Connecting(HTTPConnection):
 
     def _follow(self) -> None:
         if self.sock is not None and hasattr(self.sock, "deadline"):
-            self.sock.deadline = limits.deadline
+            self.sock.deadline = bounds.get().deadline
 
 
 class _ConnectingTls(_Connecting, HTTPSConnection):
-    pass
+    _opened = 0.0  # when the connection below was there, monotonic seconds
+
+    def _new_conn(self) -> Any:
+        sock = super()._new_conn()
+        self._opened = time.monotonic()
+        return sock
+
+    def connect(self) -> None:
+        super().connect()
+        counts = bounds.get().counts
+        if counts is not None:
+            counts.took("tls", time.monotonic() - self._opened)
 
 
 class _Pool(HTTPConnectionPool):
@@ -118,7 +118,7 @@ class CircuitBreakerAdapter(HTTPAdapter):
     """
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self.client = client
         self._wire = RequestsWire(self)
         section = client.section
         super().__init__(section.pool_connections, section.pool_maxsize, max_retries=0)
@@ -137,7 +137,7 @@ class CircuitBreakerAdapter(HTTPAdapter):
         proxies: Any = None,
     ) -> requests.Response:
         """Send a request by the rules; ``timeout`` may be the client's own Options."""
-        client = self._client
+        client = self.client
         options = timeout
         if not isinstance(timeout, Options):
             connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
@@ -158,7 +158,7 @@ class CircuitBreakerAdapter(HTTPAdapter):
 
     def forget(self) -> None:
         """A fork's child must not use its parent's connections."""
-        section = self._client.section
+        section = self.client.section
         self.init_poolmanager(section.pool_connections, section.pool_maxsize)
         self.proxy_manager = {}
 
@@ -171,40 +171,48 @@ class CircuitBreakerAdapter(HTTPAdapter):
         )  # fmt: skip
 
 
-class RequestsWire(Wire):
+class RequestsWire(Attempts):
     """What the rules ask for, done by requests."""
 
+    refusal = HttpOpenException
+    callers = (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.MissingSchema,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.InvalidHeader,
+        requests.exceptions.InvalidProxyURL,
+        requests.exceptions.UnrewindableBodyError,
+        InvalidRequest,
+        PrivateHost,
+    )
+    known = (requests.RequestException, InvalidAnswer, OSError)
+    timeouts = (requests.Timeout,)
+
     def __init__(self, adapter: CircuitBreakerAdapter) -> None:
+        super().__init__(adapter.client)
         self._adapter = adapter
-        self._client_ = adapter._client
 
     def admit(self, breaker: CircuitBreaker) -> Permit:
         return breaker.acquire()
 
-    def _native(self, error: BaseException) -> BaseException:
-        if type(error) is CircuitBreakerOpenException:
-            return HttpOpenException(*error.__reduce__()[1])
-        return error
-
     def send(self, call: Call, connect: float, read: float) -> requests.Response:
-        options, request = call.options, call.request
+        request = call.request
         if call.body is None and isinstance(getattr(request, "_body_position", None), int):
             rewind_body(request)
-        with self._in_time(call):
+        with InTime(self, call):
             response = self._adapter.really_send(call, connect, read)
         response.stale, response.fallback = False, ""  # type: ignore[attr-defined]
-        assert options is not None
         return response
 
     def read(self, call: Call, response: requests.Response, limit: int) -> None:
         pieces, size = [], 0
         try:
-            self._not_too_long(call, response, limit)
-            with self._in_time(call):
+            self.check_length(call, response, limit)
+            with InTime(self, call):
                 for piece in response.iter_content(PIECE):
                     size += len(piece)
                     if size > limit:
-                        raise self._too_large(call, response, limit)
+                        raise self.too_large(call, response, limit)
                     pieces.append(piece)
         except BaseException:
             response.close()
@@ -216,7 +224,7 @@ class RequestsWire(Wire):
         self, call: Call, response: requests.Response, limit: int, ended: Ended
     ) -> requests.Response:
         """Have the outcome come with the end of the body."""
-        self._not_too_long(call, response, limit)
+        self.check_length(call, response, limit)
         response.raw = _Body(self, call, response, limit, ended)
         return response
 
@@ -241,11 +249,8 @@ class RequestsWire(Wire):
         response.close()
         return InvalidResponse(message, request=call.request, response=response)
 
-    def outcome(self, error: BaseException) -> Outcome:
-        if isinstance(error, CALLERS) or not isinstance(error, Exception):
-            return Outcome.IGNORED
-        known = isinstance(error, requests.RequestException | InvalidAnswer | OSError)
-        return Outcome.FAILURE if known else Outcome.IGNORED
+    def late(self, call: Call) -> Exception:
+        return requests.ReadTimeout(LATE, request=call.request)
 
     def repeatable(self, error: Exception) -> bool:
         if isinstance(error, requests.exceptions.SSLError | InvalidAnswer):
@@ -256,41 +261,6 @@ class RequestsWire(Wire):
             requests.exceptions.ChunkedEncodingError,
         )
         return isinstance(error, mended)
-
-    # ------------------------------------------------------------------ bounds
-
-    def _in_time(self, call: Call) -> Any:
-        return _InTime(call, self._client_.section.refuse_private_hosts)
-
-    def _not_too_long(self, call: Call, response: requests.Response, limit: int) -> None:
-        told = response.headers.get("Content-Length", "")
-        if told.isdigit() and int(told) > limit and call.method != "HEAD":
-            raise self._too_large(call, response, limit)
-
-    def _too_large(self, call: Call, response: requests.Response, limit: int) -> Exception:
-        return self.invalid(call, response, f"the answer has more than {limit} bytes")
-
-
-class _InTime:
-    """Within the block connections have the call's deadline, and its passing is a ReadTimeout."""
-
-    def __init__(self, call: Call, public_only: bool) -> None:
-        self._call = call
-        self._bounds = bounded(call.options.deadline, public_only)
-
-    def __enter__(self) -> None:
-        self._bounds.__enter__()
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self._bounds.__exit__(None, None, None)
-        end = self._call.options.deadline
-        if not isinstance(error, requests.RequestException | OSError):
-            return
-        if isinstance(error, InvalidAnswer | requests.Timeout):
-            return
-        if end is not None and time.monotonic() >= end:
-            message = "the answer was not whole when the call's total_timeout was over"
-            raise requests.ReadTimeout(message, request=self._call.request) from error
 
 
 class _Body:
@@ -332,11 +302,11 @@ class _Body:
     def _guarded(self, work: Callable[[], bytes]) -> bytes:
         wire, call = self._wire, self._call
         try:
-            with wire._in_time(call):
+            with InTime(wire, call):
                 piece = work()
             self._size += len(piece)
             if self._size > self._limit:
-                raise wire._too_large(call, self._response, self._limit)
+                raise wire.too_large(call, self._response, self._limit)
         except BaseException as error:
             self._raw.close()
             self._end(_counted(error), False)
@@ -363,4 +333,4 @@ def hop(session: requests.Session, request: requests.PreparedRequest, options: O
     return session.send(request, timeout=options, allow_redirects=False, **settings)  # type: ignore[arg-type]
 
 
-__all__ = ["Act", "CircuitBreakerAdapter", "HttpOpenException", "InvalidResponse", "hop"]
+__all__ = ["CircuitBreakerAdapter", "HttpOpenException", "InvalidResponse", "hop"]

@@ -40,9 +40,9 @@ class HttpRules(HttpBase):
         """One request, with all its attempts."""
         options = call.options
         breaker = self._main if options.of_client else self.circuit_of(call.url)
-        self._counts["requests"] += 1
+        self.counts.add("requests")
         if options.queue and self.section.enable_request_queue and (yield from self._some_wait()):
-            return (yield from self._let_wait(wire, call))
+            return (yield from self._let_wait(wire, call, breaker))
         last: Answer | None = None
         attempt = 0
         while True:
@@ -51,7 +51,7 @@ class HttpRules(HttpBase):
             except CircuitBreakerOpenException as refused:
                 if last is not None:
                     return (yield from self._ended(wire, call, breaker, last))
-                return (yield from self._instead(wire, call, refused))
+                return (yield from self._instead(wire, call, breaker, refused))
             last = yield from self._attempt(wire, call, permit)
             attempt += 1
             if last.outcome is Outcome.SUCCESS and last.error is None:
@@ -70,19 +70,20 @@ class HttpRules(HttpBase):
         """Send it once; every attempt is an outcome of its own."""
         options, section = call.options, self.section
         connect, read = self.timeouts(options, permit)
-        self._counts["attempts"] += 1
+        self.counts.add("attempts")
         begun = time.monotonic()
         response = None
         try:
             response = yield Act(lambda w: w.send(call, connect, read))
             status = response.status_code
-            self._statuses[status] = self._statuses.get(status, 0) + 1
+            told = time.monotonic()
+            self.counts.status(status, told - begun)
             outcome = self._outcome(status, options.expected)
             limit = options.max_size or section.max_response_size
             if outcome is Outcome.SUCCESS and (options.stream or not options.reads):
                 return (yield from self._streamed(wire, call, permit, response, limit))
             yield Act(lambda w: w.read(call, response, limit))
-            self._counts["bytes"] += len(response.content)
+            self.counts.body(len(response.content), time.monotonic() - told)
             self._valid(wire, call, response)
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -98,7 +99,7 @@ class HttpRules(HttpBase):
                 self._stored.keep(call, response, response.content, section.stale_ttl)
         elif wait is not None and status in RATE_LIMITED:
             # The service is well, and says for how long the whole fleet is to leave it alone.
-            self._counts["rate_limited"] += 1
+            self.counts.add("rate_limited")
             permit.ignore(open_for=wait)
         elif outcome is Outcome.FAILURE:
             permit.failure(BadStatus(f"it answered {status}"))
@@ -120,7 +121,7 @@ class HttpRules(HttpBase):
             content_types=options.content_types,
         )  # fmt: skip
         if fault:
-            self._counts["invalid"] += 1
+            self.counts.add("invalid")
             raise wire.invalid(call, response, f"the answer to {self._shown(call)}: {fault}")
 
     def _failed(self, wire: Any, permit: Permit, error: Exception) -> Answer:
@@ -137,7 +138,7 @@ class HttpRules(HttpBase):
         """The outcome comes at the end of the body, wherever it is read."""
 
         def ended(error: BaseException | None, whole: bool, size: int) -> None:
-            self._counts["bytes"] += size
+            self.counts.add("bytes", size)
             if error is not None and wire.outcome(error) is Outcome.FAILURE:
                 permit.failure(error)
             elif error is None and whole:
@@ -179,35 +180,37 @@ class HttpRules(HttpBase):
         failed = last.outcome is Outcome.FAILURE
         if failed and not call.options.plain:
             if call.options.queue and self.section.enable_request_queue:
-                return (yield from self._let_wait(wire, call))
+                return (yield from self._let_wait(wire, call, breaker))
             if call.method in SAFE and breaker.refusing:
-                found = self._kept(wire, call)
+                found = self._kept(wire, call, breaker)
                 if found is not None:
                     return found
         if last.error is not None:
             raise last.error
         return last.response
 
-    def _instead(self, wire: Any, call: Call, refused: Exception) -> Rules[Any]:
+    def _instead(
+        self, wire: Any, call: Call, breaker: CircuitBreaker, refused: Exception
+    ) -> Rules[Any]:
         """Nothing was sent."""
         options, section = call.options, self.section
         if options.plain:
             raise refused
         if options.queue and section.enable_request_queue:
-            return (yield from self._let_wait(wire, call))
-        found = self._kept(wire, call)
+            return (yield from self._let_wait(wire, call, breaker))
+        found = self._kept(wire, call, breaker)
         if found is not None:
             return found
         default = section.default_response if options.default is MISSING else options.default
         if default is None or not options.use_default:
             raise refused
-        self._counts["defaults"] += 1
+        self.fell_back("defaults", breaker)
         headers = [("Content-Type", "application/json"), (MARK, "default")]
         response = wire.make(call, 200, headers, json.dumps(default).encode())
         response.fallback = "default"
         return response
 
-    def _kept(self, wire: Any, call: Call) -> Any:
+    def _kept(self, wire: Any, call: Call, breaker: CircuitBreaker) -> Any:
         """The stored answer, which says that it is one; None: there is none."""
         options = call.options
         if not (self.section.enable_cached_response_fallback and options.cache):
@@ -217,7 +220,7 @@ class HttpRules(HttpBase):
         kept = self._stored.find(call)
         if kept is None:
             return None
-        self._counts["served_stale"] += 1
+        self.fell_back("served_stale", breaker)
         headers = [*kept.headers, ("Age", str(int(kept.age))), (MARK, "stale")]
         response = wire.make(call, kept.status, headers, kept.body)
         response.stale, response.fallback = True, "stale"
@@ -237,13 +240,13 @@ class HttpRules(HttpBase):
         waits: bool = yield Aside(look)
         return waits
 
-    def _let_wait(self, wire: Any, call: Call) -> Rules[Any]:
+    def _let_wait(self, wire: Any, call: Call, breaker: CircuitBreaker) -> Rules[Any]:
         self.may_wait(call)
         key = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
         item = (call.method, waiting(call, key, self.headers), key)
         add: Callable[[], None] = lambda: self._queue.add_many([item])  # noqa: E731
         yield Aside(add)
-        self._counts["queued"] += 1
+        self.fell_back("queued", breaker)
         headers = [("Content-Type", "application/json"), (MARK, "queued"), ("Idempotency-Key", key)]
         response = wire.make(call, 202, headers, json.dumps({"queued": key}).encode())
         response.fallback = "queued"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..fallback.memory import Entry
+from ..fallback.memory import Entry, Hit
 from ..fallback.tiers import Tiers
 from .http_answers import is_secret
 
@@ -50,6 +50,9 @@ class Stored:
             self._tiers.delete_many([name, _name(call, "HEAD")])
             return
         headers = response.headers
+        if response.status_code == 304:
+            self._renew(call, headers.get("ETag"), stale_ttl)
+            return
         vary = headers.get("Vary", "")
         control = headers.get("Cache-Control", "")
         if response.status_code not in KEPT_STATUSES or "*" in vary or "no-store" in control:
@@ -67,17 +70,34 @@ class Stored:
 
     def find(self, call: Any) -> Kept | None:
         """The answer that is kept for a request."""
-        name = _name(call)
-        hit = self._tiers.get_from_memory(name, stale=True)
-        if hit is not None and hit.entry.data.startswith(b"vary:"):
-            name = _variant(name, hit.entry.data[5:].decode(), call.headers)
-            hit = self._tiers.get_from_memory(name, stale=True)
+        _, hit = self._find(call)
         if hit is None:
             return None
         head, _, body = hit.entry.data.partition(b"\n\n")
         status, *lines = head.decode().split("\n")
         pairs = [line.partition(":") for line in lines]
         return Kept(int(status), [(n, v) for n, _, v in pairs], body, hit.age)
+
+    def _find(self, call: Any) -> tuple[str, Hit | None]:
+        name = _name(call)
+        hit = self._tiers.get_from_memory(name, stale=True)
+        if hit is not None and hit.entry.data.startswith(b"vary:"):
+            name = _variant(name, hit.entry.data[5:].decode(), call.headers)
+            hit = self._tiers.get_from_memory(name, stale=True)
+        return name, hit
+
+    def _renew(self, call: Any, tag: str | None, stale_ttl: float) -> None:
+        """The service says that what somebody else has kept is still right: so is the same here."""
+        name, hit = self._find(call)
+        if hit is None or tag is None:
+            return
+        head = hit.entry.data.partition(b"\n\n")[0].decode().lower()
+        if f"\netag:{tag.lower()}\n" in f"{head}\n":
+            now = time.time()
+            for one in {_name(call), name}:
+                entry = self._tiers.peek(one)
+                if entry is not None:
+                    self._tiers.put(one, Entry(entry.data, now, now, now + stale_ttl))
 
     def stats(self) -> dict[str, Any]:
         """Counts, and what is held."""

@@ -26,17 +26,15 @@ BRITTLE = {"failure_threshold": 1, "max_retries": 0, "timeout": 60.0, "success_t
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    service = Service()
-    yield service
-    service.stop()
+    with contextlib.closing(Service()) as service:
+        yield service
 
 
 @pytest.fixture
 def other() -> Iterator[Service]:
     """Another host."""
-    service = Service()
-    yield service
-    service.stop()
+    with contextlib.closing(Service()) as service:
+        yield service
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Does = Callable[["Handler"], None]
@@ -16,6 +18,7 @@ Does = Callable[["Handler"], None]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
     server: Service  # type: ignore[assignment]
 
     def do(self) -> None:
@@ -47,8 +50,17 @@ class Service(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            # The handshake is the handler's business, so that nobody waits for another's.
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
+            self.scheme = "https"
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
         self.scripts: dict[str, list[Does]] = {}
         self.lock = threading.Lock()
@@ -57,7 +69,7 @@ class Service(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
     def asked(self, path: str) -> int:
         return sum(one[1].partition("?")[0] == path for one in self.seen)
@@ -65,10 +77,35 @@ class Service(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
         pass
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.ended.set()
         self.shutdown()
         self.server_close()
+
+
+@contextlib.contextmanager
+def dripping() -> Iterator[int]:
+    """The port of a listener that sends bytes of a record of TLS, which never becomes whole."""
+    ended = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(b"\x16\x03\x03\x40\x00")
+            while not ended.wait(0.02):
+                connection.sendall(b"x")
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=listener.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def answer(status: int, body: object = None, **headers: str) -> Does:

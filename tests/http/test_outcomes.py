@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -169,6 +173,101 @@ def test_the_outcome_of_a_stream_comes_with_its_end(
             list(pieces)
     expected = {"whole": (1, 0, 0), "closed": (0, 0, 1), "half": (0, 1, 0)}
     assert counts(client) == expected[how]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_certificates(
+    start: Start, certificate: tuple[Path, Path], library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(Service(certificate)) as service:
+        client = start(base_url=service.url)
+        with pytest.raises(ERRORS, match=r"(?i)certificate"):
+            ask(client, library, "GET", "/x")
+        assert counts(client) == (0, 1, 0), "a stranger's; it is not tried again"
+        for variable in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+            monkeypatch.setenv(variable, str(certificate[0]))
+        client = start(base_url=service.url)
+        assert ask(client, library, "GET", "/x").status_code == 200
+        times = client.stats()["times"]
+        assert {phase for phase in times if times[phase]["count"]} == {
+            "connect", "tls", "wait", "read",
+        }  # fmt: skip
+        assert all(spent["seconds"] > 0 for spent in times.values() if spent["count"])
+
+
+@pytest.mark.parametrize("library", [*LIBRARIES, "httpx, blocking"])
+def test_a_handshake_that_never_ends_is_ended(start: Start, library: str) -> None:
+    with does.dripping() as port:
+        url = f"https://127.0.0.1:{port}"
+        client = start(
+            base_url=url, max_retries=0, total_timeout=0.3, connect_timeout=60, read_timeout=60
+        )
+
+        def blocking() -> None:
+            with httpx.Client(transport=client.transport(), timeout=None) as plain:
+                plain.get(url)
+
+        begun = time.monotonic()
+        with pytest.raises(ERRORS):
+            blocking() if library not in LIBRARIES else ask(client, library, "GET", "/")
+        assert time.monotonic() - begun < 5
+        assert counts(client) == (0, 1, 0)
+        gc.collect()  # a connection that was left open would be told
+
+
+def test_the_look_up_of_a_host_is_timed(start: Start, service: Service) -> None:
+    client = start(base_url=service.url.replace("127.0.0.1", "localhost"))
+    client.get("/x")
+    client.get("/x")
+    counted = {phase: spent["count"] for phase, spent in client.stats()["times"].items()}
+    assert counted == {"dns": 1, "connect": 1, "tls": 0, "wait": 2, "read": 2}
+
+
+def test_counts_are_exact_under_threads(client: HttpClient) -> None:
+    class One(int):
+        """Lets others run between the reading and the writing of a sum."""
+
+        def __radd__(self, other: int) -> int:
+            time.sleep(0)
+            return other + 1
+
+    def count() -> None:
+        for _ in range(500):
+            client.counts.add("requests", One())
+
+    with ThreadPoolExecutor(4) as pool:
+        for work in [pool.submit(count) for _ in range(4)]:
+            work.result()
+    assert client.stats()["requests"] == 2_000
+
+
+def test_each_request_of_a_loop_has_bounds_of_its_own(start: Start, service: Service) -> None:
+    """Pinned: while one that refuses private hosts connected, the others refused them as well."""
+    strict, free = start(refuse_private_hosts=True, max_retries=0), start()
+    looking, looked = asyncio.Event(), asyncio.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        look_up = loop.getaddrinfo
+
+        async def slowly(*args: Any, **kwargs: Any) -> Any:
+            looking.set()
+            await looked.wait()
+            return await look_up(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "getaddrinfo", slowly)
+            refused = asyncio.create_task(strict.get_async("/x"))
+            await asyncio.wait_for(looking.wait(), 10)
+            patch.undo()
+            assert (await free.get_async("/x")).status_code == 200
+            looked.set()
+        with pytest.raises(ValueError, match="not a public host"):
+            await refused
+        await strict.aclose()
+        await free.aclose()
+
+    asyncio.run(main())
 
 
 def test_three_times_not_found_opens_nothing(start: Start, service: Service) -> None:
