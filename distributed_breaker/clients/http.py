@@ -23,13 +23,13 @@ from ..fallback.outbox import Entry, Outbox, Parked, Replayed
 from ..policy import Outcome, check_number
 from .driving import Rules
 from .http_answers import InvalidRequest, check_request, is_secret, origin_of
-from .http_base import MISSING, Act, Call, Options, Wire
+from .http_base import MISSING, Act, Call, Options
 from .http_requests import (
     CircuitBreakerAdapter,
     HttpOpenException,
     InvalidResponse,
     RequestsWire,
-    hop,
+    Session,
 )
 from .http_rules import BadStatus, HttpRules, drop_of
 from .http_stored import MOST_ITEMS, SAFE, came_back
@@ -91,6 +91,7 @@ class HttpClient(HttpRules):
         self.session = requests.Session()
         """requests' session; its ``proxies``, ``verify`` and ``cert`` may be set."""
         self.mount(self.session)
+        self._hops = Session(self.session)
         self._maker = RequestsWire(self.adapter())
         self._plain: dict[tuple[str, str], _Plain] = {}
         self._asyncs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -142,7 +143,7 @@ class HttpClient(HttpRules):
         prepared = session.prepare_request(request)
         if plain and known is None:
             self._remember(method, url, prepared)
-        wire = _Session(session)
+        wire = self._hops
         if fallback is None:
             response: requests.Response = wire._drive(self._follow(prepared, options))
             return response
@@ -337,7 +338,7 @@ class HttpClient(HttpRules):
         request = requests.Request("GET", url, headers, auth=self.auth)
         try:
             prepared = self.session.prepare_request(request)
-            response = _Session(self.session)._drive(self._follow(prepared, options))
+            response = self._hops._drive(self._follow(prepared, options))
             if response.status_code >= 400:
                 raise BadStatus(f"the health check was answered {response.status_code}")
         except Exception as error:
@@ -368,7 +369,7 @@ class HttpClient(HttpRules):
         end = time.monotonic() + self.section.total_timeout
         options = Options(deadline=end, plain=True, cache=False, redirects=False)
         try:
-            response = hop(self.session, prepared, options)
+            response = self._hops.hop(prepared, options)
         except CircuitBreakerOpenException:
             raise
         except (requests.ConnectionError, requests.Timeout) as error:
@@ -410,19 +411,6 @@ class HttpClient(HttpRules):
             if isinstance(adapter, CircuitBreakerAdapter):
                 adapter.forget()
         self._asyncs = weakref.WeakKeyDictionary()
-
-
-class _Session(Wire):
-    """What follows redirects, done by a session."""
-
-    def __init__(self, session: requests.Session) -> None:
-        self._session = session
-
-    def hop(self, request: Any, options: Options, auth: Any) -> requests.Response:
-        return cast(requests.Response, hop(self._session, request, options))
-
-    def drop(self, response: requests.Response) -> None:
-        response.close()
 
 
 def _hop(request: Any, options: Options, auth: Any) -> Callable[[Any], Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -17,11 +19,15 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..permit import Permit
-from .http_answers import InvalidAnswer, InvalidRequest, PrivateHost
-from .http_base import LATE, Attempts, Call, InTime, Options
+from .http_answers import InvalidAnswer, InvalidRequest, PrivateHost, origin_of
+from .http_base import LATE, Attempts, Call, InTime, Options, Wire
 from .http_network import addresses, bounds, left, timed, with_deadline
 
 PIECE = 65_536  # bytes that are read at a time
+
+MOST_ORIGINS = 1_000  # for which it is known what the environment says of them
+# Whether proxies come from the environment only; elsewhere the system has settings of its own.
+_BY_ENVIRONMENT = urllib.request.getproxies is urllib.request.getproxies_environment
 
 Ended = Callable[[BaseException | None, bool, int], None]
 
@@ -326,11 +332,43 @@ def _counted(error: BaseException) -> BaseException:
     return error
 
 
-def hop(session: requests.Session, request: requests.PreparedRequest, options: Options) -> Any:
-    """One request of a session that has the adapter; redirects are not followed."""
-    settings = session.merge_environment_settings(request.url or "", {}, options.stream, None, None)
-    settings["stream"] = options.stream
-    return session.send(request, timeout=options, allow_redirects=False, **settings)  # type: ignore[arg-type]
+class Session(Wire):
+    """What follows redirects, done by a session that has the adapter."""
+
+    def __init__(self, session: requests.Session) -> None:
+        self._session = session
+        # Of a session as it was: what the environment says for single hosts.
+        self._known: tuple[Any, dict[Any, dict[str, Any]]] = ((), {})
+
+    def hop(self, request: Any, options: Options, auth: Any = None) -> requests.Response:
+        """Send one request; a redirect is its answer."""
+        settings = {**self._settings(request.url or ""), "stream": options.stream}
+        return self._session.send(
+            request, timeout=cast(Any, options), allow_redirects=False, **settings
+        )
+
+    def drop(self, response: requests.Response) -> None:
+        response.close()
+
+    def _settings(self, url: str) -> dict[str, Any]:
+        """The session's ``merge_environment_settings``, which for each request would look through
+        the whole environment twice; only what is asked there is the same as before."""
+        session = self._session
+        # What os.environ shows: to compare that takes a hundredth of the time.
+        environment = getattr(os.environ, "_data", None) if _BY_ENVIRONMENT else None
+        now = (session.trust_env, session.verify, session.cert, session.proxies, environment)
+        known, settings = self._known
+        if now != known:
+            copied = environment and dict(environment)
+            known, settings = (*now[:3], dict(session.proxies), copied), {}
+            self._known = known, settings
+        origin = origin_of(url)
+        found = settings.get(origin)
+        if found is None:
+            found = dict(session.merge_environment_settings(url, {}, None, None, None))
+            if environment is not None and len(settings) < MOST_ORIGINS:
+                settings[origin] = found
+        return {**found, "proxies": {**found["proxies"]}}
 
 
-__all__ = ["CircuitBreakerAdapter", "HttpOpenException", "InvalidResponse", "hop"]
+__all__ = ["CircuitBreakerAdapter", "HttpOpenException", "InvalidResponse", "Session"]

@@ -16,6 +16,7 @@ from . import (
     cache,
     calls,
     circuits,
+    http,
     outage,
     pages,
     peers,
@@ -42,6 +43,7 @@ TOPICS: dict[str, Callable[[Setting], Topic]] = {
     "circuits": circuits.run,
     "startup": startup.run,
     "cache": cache.run,
+    "http": http.run,
 }
 
 

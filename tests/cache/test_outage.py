@@ -59,9 +59,7 @@ def test_the_tiers_answer(cache: CacheClient, cache_server: Server, raw: redis.R
     assert cache.breaker.state == "open"
 
 
-def test_what_answers_in_an_outage_is_a_fallback(
-    start: Start, cache_server: Server
-) -> None:
+def test_what_answers_in_an_outage_is_a_fallback(start: Start, cache_server: Server) -> None:
     cache = start(timeout=600)
     cache.set("k", 1)
     cache_server.kill()
