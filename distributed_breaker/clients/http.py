@@ -171,7 +171,8 @@ class HttpClient(HttpRules):
         if len(self._plain) >= MOST_ITEMS:
             self._plain.clear()
         where = prepared.url or ""
-        call = Call(prepared, method, where, prepared.headers, None, True, Options())
+        headers = self._maker.headers_of(prepared)
+        call = Call(prepared, method, where, headers, None, True, Options())
         self._plain[method, url] = _Plain(call, self.circuit_of(where), who)
 
     def _who(self) -> tuple[Any, ...] | None:
@@ -272,7 +273,7 @@ class HttpClient(HttpRules):
         connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
         fallback = own("fallback")
         options = Options(
-            own("stream", False), connect, read, time.monotonic() + total,
+            connect, read, time.monotonic() + total, streamed=own("stream", False),
             retry=own("retry", True), queue=own("queue", False),
             default=own("default", MISSING), use_default=fallback is None,
             cache=own("cache", True), validate=own("validate"),

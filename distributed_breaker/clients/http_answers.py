@@ -70,8 +70,12 @@ def outcome_of(status: int, expected: Collection[int] | None = None) -> Outcome:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds for which a service asks to be left alone; None: it does not say."""
-    text = headers.get("Retry-After")
+    """Seconds for which a service asks to be left alone; None: it does not say.
+
+    Args:
+        headers: of an answer, by lower-case names.
+    """
+    text = headers.get("retry-after")
     if text is None:
         return None
     text = text.strip()
@@ -81,7 +85,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             at = parsedate_to_datetime(text).timestamp()
             # By the service's own clock, if it tells it.
-            now = headers.get("Date")
+            now = headers.get("date")
             seconds = at - (parsedate_to_datetime(now).timestamp() if now else time.time())
         except (TypeError, ValueError, OverflowError):
             return None
@@ -182,13 +186,23 @@ def _schema(text: str) -> Any:
 # ---------------------------------------------------------------------------- what leaks nothing
 
 
+@lru_cache(1_000)
 def is_secret(header: str) -> bool:
     """Whether a header carries what another host must not get."""
     return _SECRET.search(header) is not None
 
 
+_AUTHORITY = re.compile(r"[^/?#]*//[^/?#]*")
+
+
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port."""
+    found = _AUTHORITY.match(url)
+    return _origin_of(url if found is None else found[0])
+
+
+@lru_cache(1_000)
+def _origin_of(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, (parts.hostname or "").lower(), port

@@ -48,7 +48,6 @@ class Act(Ask):
 class Options:
     """What one request asks for beside what it sends."""
 
-    stream: bool = False
     connect: float | None = None
     read: float | None = None
     deadline: float | None = None  # monotonic seconds
@@ -64,7 +63,7 @@ class Options:
     max_size: int | None = None
     redirects: bool = True
     of_client: bool = False  # the client's circuit guards it, wherever it goes
-    reads: bool = True  # the wire reads the body; False: whoever asked it reads it
+    streamed: bool = False  # whoever has asked the wire reads the body
 
 
 @dataclass(slots=True)
@@ -74,11 +73,12 @@ class Call:
     request: Any  # the library's own
     method: str
     url: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # by lower-case names
     body: bytes | None  # None: none, or one that can be read only once
     repeatable: bool
     options: Options
     how: Any = None  # what the wire needs beside
+    heard: Any = None  # headers of the last answer, by lower-case names
 
 
 class Answer(NamedTuple):
@@ -139,6 +139,15 @@ class Attempts(Wire):
         client = self.client
         return Bounds(call.options.deadline, client.section.refuse_private_hosts, client.counts)
 
+    def headers_of(self, message: Any) -> dict[str, str]:
+        """The headers of a request or answer of the library's, by lower-case names."""
+        raise NotImplementedError
+
+    def hear(self, call: Call, response: Any, seconds: float) -> None:
+        """The head of an answer has come, after so many seconds."""
+        call.heard = self.headers_of(response)
+        self.client.counts.status(response.status_code, seconds)
+
     def is_late(self, call: Call, error: BaseException | None) -> bool:
         """Whether an error comes of the call's time being over, and does not say so."""
         end = call.options.deadline
@@ -148,7 +157,7 @@ class Attempts(Wire):
 
     def check_length(self, call: Call, response: Any, limit: int) -> None:
         """Raise ``invalid`` for a body that says itself that it is too large."""
-        told = response.headers.get("Content-Length", "")
+        told = call.heard.get("content-length", "")
         if told.isdigit() and int(told) > limit and call.method != "HEAD":
             raise self.too_large(call, response, limit)
 

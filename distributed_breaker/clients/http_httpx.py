@@ -94,12 +94,19 @@ class _HttpxWire(Attempts):
             end = time.monotonic() + self.client.section.total_timeout
             # Whether its body is a stream is not known here; the outcome comes with its end.
             options = Options(
-                connect=told.get("connect"), read=told.get("read"), deadline=end, reads=False
+                connect=told.get("connect"), read=told.get("read"), deadline=end, streamed=True
             )
         whole = isinstance(request.stream, httpx.ByteStream)
         body = request.read() if whole else None
-        url = str(request.url)
-        return Call(request, request.method.upper(), url, request.headers, body, whole, options)
+        method, url, headers = request.method.upper(), str(request.url), self.headers_of(request)
+        return Call(request, method, url, headers, body, whole, options)
+
+    def headers_of(self, message: Any) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for raw_name, raw in message.headers.raw:
+            name, value = raw_name.decode("latin-1").lower(), raw.decode("latin-1")
+            found[name] = f"{found[name]}, {value}" if name in found else value
+        return found
 
     def _timed(self, call: Call, connect: float, read: float) -> httpx.Request:
         request: httpx.Request = call.request
@@ -107,13 +114,14 @@ class _HttpxWire(Attempts):
         request.extensions = {**request.extensions, "timeout": timeout}
         return request
 
-    def _bounded(self, call: Call, response: httpx.Response) -> Response:
-        """The same with a bound, which need not be reached to be found."""
-        limit = call.options.max_size or self.client.section.max_response_size
-        made = Response(
-            response.status_code, headers=response.headers, stream=response.stream,
-            extensions=response.extensions, request=call.request,
-        )  # fmt: skip
+    def _bounded(self, call: Call, response: Any, limit: int, begun: float) -> Response:
+        """The same with a bound for its body.  To make another one of it would take as long as
+        all else here."""
+        seconds = time.monotonic() - begun
+        self.hear(call, response, seconds)
+        response.__class__ = Response
+        made = cast(Response, response)
+        made.request, made.elapsed = call.request, timedelta(seconds=seconds)
 
         def bound(size: int) -> None:
             if size > limit:
@@ -163,20 +171,28 @@ class HttpxWire(_HttpxWire):
     def admit(self, breaker: CircuitBreaker) -> Permit:
         return breaker.acquire()
 
-    def send(self, call: Call, connect: float, read: float) -> Response:
+    def send(self, call: Call, connect: float, read: float, limit: int) -> Response:
+        begun = time.monotonic()
         with InTime(self, call):
-            response = self._send(self._timed(call, connect, read))
-        return self._bounded(call, response)
+            sent = self._send(self._timed(call, connect, read))
+            response = self._bounded(call, sent, limit, begun)
+            if not call.options.streamed:
+                self._read(call, response, limit)
+        return response
 
     def read(self, call: Call, response: Response, limit: int) -> None:
+        with InTime(self, call):
+            self._read(call, response, limit)
+
+    def _read(self, call: Call, response: Response, limit: int) -> None:
+        begun = time.monotonic()
         try:
             self.check_length(call, response, limit)
-            with InTime(self, call):
-                response.read()
+            response.read()
         except BaseException:
             response.close()
             raise
-        response.elapsed = timedelta(0)
+        self.client.counts.body(len(response.content), time.monotonic() - begun)
 
     def follow(self, call: Call, response: Response, limit: int, ended: Ended) -> Response:
         self.check_length(call, response, limit)
@@ -244,20 +260,28 @@ class AsyncHttpxWire(_HttpxWire):
     async def admit(self, breaker: CircuitBreaker) -> Permit:
         return await breaker.acquire_async()
 
-    async def send(self, call: Call, connect: float, read: float) -> Response:
+    async def send(self, call: Call, connect: float, read: float, limit: int) -> Response:
+        begun = time.monotonic()
         async with _InTime(self, call):
-            response = await self._send(self._timed(call, connect, read))
-        return self._bounded(call, response)
+            sent = await self._send(self._timed(call, connect, read))
+            response = self._bounded(call, sent, limit, begun)
+            if not call.options.streamed:
+                await self._read(call, response, limit)
+        return response
 
     async def read(self, call: Call, response: Response, limit: int) -> None:
+        async with _InTime(self, call):
+            await self._read(call, response, limit)
+
+    async def _read(self, call: Call, response: Response, limit: int) -> None:
+        begun = time.monotonic()
         try:
             self.check_length(call, response, limit)
-            async with _InTime(self, call):
-                await response.aread()
+            await response.aread()
         except BaseException:
             await response.aclose()
             raise
-        response.elapsed = timedelta(0)
+        self.client.counts.body(len(response.content), time.monotonic() - begun)
 
     async def follow(self, call: Call, response: Response, limit: int, ended: Ended) -> Response:
         self.check_length(call, response, limit)
@@ -342,13 +366,27 @@ class Session(Wire):
     """What follows redirects on one event loop, done by a client of httpx's."""
 
     def __init__(self, client: Any) -> None:
-        self.client = httpx.AsyncClient(transport=client.async_transport(), timeout=None)
+        self.transport = client.async_transport()
+        self.client = httpx.AsyncClient(transport=self.transport, timeout=None)
 
     async def hop(self, request: httpx.Request, options: Options, auth: Any) -> httpx.Response:
         request.extensions = {**request.extensions, _OPTIONS: options}
-        return await self.client.send(
-            request, stream=options.stream, auth=auth, follow_redirects=False
-        )
+        client = self.client
+        if auth is not None or request.url.userinfo:
+            streamed = options.streamed
+            return await client.send(request, stream=streamed, auth=auth, follow_redirects=False)
+        # Of what httpx's client does this is all that it would do here, and it takes as long for
+        # the rest as we do for all the rules.
+        try:
+            response = await self.transport.handle_async_request(request)
+        except httpx.RequestError as error:
+            error.request = request
+            raise
+        if "set-cookie" in response.headers:
+            client.cookies.extract_cookies(response)
+        if response.has_redirect_location:
+            response.next_request = client._build_redirect_request(request, response)
+        return cast(httpx.Response, response)
 
     async def drop(self, response: httpx.Response) -> None:
         await response.aclose()

@@ -148,15 +148,15 @@ class CircuitBreakerAdapter(HTTPAdapter):
         if not isinstance(timeout, Options):
             connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
             end = time.monotonic() + client.section.total_timeout
-            options = Options(stream=stream, connect=connect, read=read, deadline=end)
+            options = Options(connect, read, end, streamed=stream)
         body = request.body
         data = body.encode() if isinstance(body, str) else body
         whole = data is None or isinstance(data, bytes)
         position = getattr(request, "_body_position", None)
         call = Call(
-            request, (request.method or "GET").upper(), request.url or "", request.headers,
-            data if whole else None, whole or isinstance(position, int), options,
-            (verify, cert, proxies),
+            request, (request.method or "GET").upper(), request.url or "",
+            self._wire.headers_of(request), data if whole else None,
+            whole or isinstance(position, int), options, (verify, cert, proxies),
         )  # fmt: skip
         wire = self._wire
         response: requests.Response = wire._drive(client._exchange(wire, call))
@@ -201,30 +201,45 @@ class RequestsWire(Attempts):
     def admit(self, breaker: CircuitBreaker) -> Permit:
         return breaker.acquire()
 
-    def send(self, call: Call, connect: float, read: float) -> requests.Response:
+    def headers_of(self, message: Any) -> dict[str, str]:
+        return {
+            name.lower(): value if isinstance(value, str) else value.decode("latin-1")
+            for name, value in message.headers.items()
+        }
+
+    def send(self, call: Call, connect: float, read: float, limit: int) -> requests.Response:
         request = call.request
         if call.body is None and isinstance(getattr(request, "_body_position", None), int):
             rewind_body(request)
+        begun = time.monotonic()
         with InTime(self, call):
             response = self._adapter.really_send(call, connect, read)
-        response.stale, response.fallback = False, ""  # type: ignore[attr-defined]
+            self.hear(call, response, time.monotonic() - begun)
+            response.stale, response.fallback = False, ""  # type: ignore[attr-defined]
+            if not call.options.streamed:
+                self._read(call, response, limit)
         return response
 
     def read(self, call: Call, response: requests.Response, limit: int) -> None:
+        with InTime(self, call):
+            self._read(call, response, limit)
+
+    def _read(self, call: Call, response: requests.Response, limit: int) -> None:
+        begun = time.monotonic()
         pieces, size = [], 0
         try:
             self.check_length(call, response, limit)
-            with InTime(self, call):
-                for piece in response.iter_content(PIECE):
-                    size += len(piece)
-                    if size > limit:
-                        raise self.too_large(call, response, limit)
-                    pieces.append(piece)
+            for piece in response.iter_content(PIECE):
+                size += len(piece)
+                if size > limit:
+                    raise self.too_large(call, response, limit)
+                pieces.append(piece)
         except BaseException:
             response.close()
             raise
         response._content = b"".join(pieces)
         response._content_consumed = True  # type: ignore[attr-defined]
+        self.client.counts.body(size, time.monotonic() - begun)
 
     def follow(
         self, call: Call, response: requests.Response, limit: int, ended: Ended
@@ -342,7 +357,7 @@ class Session(Wire):
 
     def hop(self, request: Any, options: Options, auth: Any = None) -> requests.Response:
         """Send one request; a redirect is its answer."""
-        settings = {**self._settings(request.url or ""), "stream": options.stream}
+        settings = {**self._settings(request.url or ""), "stream": options.streamed}
         return self._session.send(
             request, timeout=cast(Any, options), allow_redirects=False, **settings
         )

@@ -70,20 +70,18 @@ class HttpRules(HttpBase):
         """Send it once; every attempt is an outcome of its own."""
         options, section = call.options, self.section
         connect, read = self.timeouts(options, permit)
+        limit = options.max_size or section.max_response_size
         self.counts.add("attempts")
         begun = time.monotonic()
         response = None
         try:
-            response = yield Act(lambda w: w.send(call, connect, read))
+            response = yield Act(lambda w: w.send(call, connect, read, limit))
             status = response.status_code
-            told = time.monotonic()
-            self.counts.status(status, told - begun)
             outcome = self._outcome(status, options.expected)
-            limit = options.max_size or section.max_response_size
-            if outcome is Outcome.SUCCESS and (options.stream or not options.reads):
-                return (yield from self._streamed(wire, call, permit, response, limit))
-            yield Act(lambda w: w.read(call, response, limit))
-            self.counts.body(len(response.content), time.monotonic() - told)
+            if options.streamed:
+                if outcome is Outcome.SUCCESS:
+                    return (yield from self._streamed(wire, call, permit, response, limit))
+                yield Act(lambda w: w.read(call, response, limit))
             self._valid(wire, call, response)
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -92,11 +90,11 @@ class HttpRules(HttpBase):
             self.took(time.monotonic() - begun)
             return self._failed(wire, permit, error)
         self.took(time.monotonic() - begun)
-        wait = retry_after_of(response.headers) if outcome is not Outcome.SUCCESS else None
+        wait = retry_after_of(call.heard) if outcome is not Outcome.SUCCESS else None
         if outcome is Outcome.SUCCESS:
             permit.success()
             if section.enable_cached_response_fallback and options.cache:
-                self._stored.keep(call, response, response.content, section.stale_ttl)
+                self._stored.keep(call, status, response.content, section.stale_ttl)
         elif wait is not None and status in RATE_LIMITED:
             # The service is well, and says for how long the whole fleet is to leave it alone.
             self.counts.add("rate_limited")
@@ -164,7 +162,7 @@ class HttpRules(HttpBase):
             return None
         if not (last.repeatable and call.repeatable and last.outcome is Outcome.FAILURE):
             return None
-        if call.method not in IDEMPOTENT and not call.headers.get("Idempotency-Key"):
+        if call.method not in IDEMPOTENT and not call.headers.get("idempotency-key"):
             return None
         wait = max(last.wait or 0.0, self.backoff(attempt))
         if options.deadline is not None and time.monotonic() + wait >= options.deadline:
@@ -242,7 +240,7 @@ class HttpRules(HttpBase):
 
     def _let_wait(self, wire: Any, call: Call, breaker: CircuitBreaker) -> Rules[Any]:
         self.may_wait(call)
-        key = call.headers.get("Idempotency-Key") or str(uuid.uuid4())
+        key = call.headers.get("idempotency-key") or str(uuid.uuid4())
         item = (call.method, waiting(call, key, self.headers), key)
         add: Callable[[], None] = lambda: self._queue.add_many([item])  # noqa: E731
         yield Aside(add)
@@ -254,15 +252,15 @@ class HttpRules(HttpBase):
 
     def may_wait(self, call: Call) -> None:
         """Raise InvalidRequest if a request could not be sent later as it is now."""
-        if call.body is None and call.headers.get("Transfer-Encoding"):
+        if call.body is None and call.headers.get("transfer-encoding"):
             raise InvalidRequest("a body that can be read only once cannot wait: give it as bytes")
         own = {name.lower() for name in self.headers}
         for name in call.headers:
-            usual = name.lower() == "authorization" and self.auth is not None
-            if is_secret(name) and name.lower() not in own and not usual:
+            usual = name == "authorization" and self.auth is not None
+            if is_secret(name) and name not in own and not usual:
                 raise InvalidRequest(
-                    f"a request with the credential {name} of its own cannot wait, since no "
-                    f"credential is kept on disk: set it in the client's headers or auth"
+                    f"a request with the credential {name.title()} of its own cannot wait, since "
+                    f"no credential is kept on disk: set it in the client's headers or auth"
                 )
 
 

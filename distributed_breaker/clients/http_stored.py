@@ -6,7 +6,6 @@ import base64
 import hashlib
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..fallback.memory import Entry, Hit
@@ -21,8 +20,8 @@ _NOT_KEPT = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "content-encoding", "content-length",
      "set-cookie", "trailer", "upgrade", "proxy-authenticate", "age", "warning"}
 )  # fmt: skip
-
-is_secret = lru_cache(1_000)(is_secret)
+# What is added when a request is sent that has waited.
+_ADDED = frozenset({"content-length", "idempotency-key", "host", "connection"})
 
 
 class Kept(NamedTuple):
@@ -43,22 +42,21 @@ class Stored:
     def __init__(self) -> None:
         self._tiers = Tiers(most_items=MOST_ITEMS, most_bytes=MOST_BYTES)
 
-    def keep(self, call: Any, response: Any, body: bytes, stale_ttl: float) -> None:
-        """Keep an answer, if it may be; a change of what the URL names makes it forgotten."""
+    def keep(self, call: Any, status: int, body: bytes, stale_ttl: float) -> None:
+        """Keep what was heard, if it may be; a change of what the URL names makes it forgotten."""
         name = _name(call)
         if call.method not in SAFE:
             self._tiers.delete_many([name, _name(call, "HEAD")])
             return
-        headers = response.headers
-        if response.status_code == 304:
-            self._renew(call, headers.get("ETag"), stale_ttl)
+        headers = call.heard
+        if status == 304:
+            self._renew(call, headers.get("etag"), stale_ttl)
             return
-        vary = headers.get("Vary", "")
-        control = headers.get("Cache-Control", "")
-        if response.status_code not in KEPT_STATUSES or "*" in vary or "no-store" in control:
+        vary = headers.get("vary", "")
+        control = headers.get("cache-control", "")
+        if status not in KEPT_STATUSES or "*" in vary or "no-store" in control:
             return
-        lines = [str(response.status_code)]
-        lines += [f"{n}:{v}" for n, v in headers.items() if n.lower() not in _NOT_KEPT]
+        lines = [str(status), *[f"{n}:{v}" for n, v in headers.items() if n not in _NOT_KEPT]]
         now = time.time()
         data = "\n".join(lines).encode() + b"\n\n" + body
         if vary:
@@ -91,8 +89,8 @@ class Stored:
         name, hit = self._find(call)
         if hit is None or tag is None:
             return
-        head = hit.entry.data.partition(b"\n\n")[0].decode().lower()
-        if f"\netag:{tag.lower()}\n" in f"{head}\n":
+        head = hit.entry.data.partition(b"\n\n")[0].decode()
+        if f"\netag:{tag}\n" in f"{head}\n":
             now = time.time()
             for one in {_name(call), name}:
                 entry = self._tiers.peek(one)
@@ -112,7 +110,7 @@ class Stored:
 def _name(call: Any, method: str = "") -> str:
     """Method, URL, and a mark of the credentials: nobody gets what another one has been told."""
     method = method or (call.method if call.method in SAFE else "GET")
-    secrets = [f"{n.lower()}:{v}" for n, v in call.headers.items() if is_secret(n)]
+    secrets = [f"{n}:{v}" for n, v in call.headers.items() if is_secret(n)]
     mark = hashlib.sha256("\n".join(sorted(secrets)).encode()).hexdigest()[:32] if secrets else ""
     return f"{method} {call.url.partition('#')[0]} {mark}"
 
@@ -127,9 +125,8 @@ def _variant(name: str, vary: str, headers: Mapping[str, str]) -> str:
 
 def waiting(call: Any, key: str, own: Mapping[str, str]) -> dict[str, Any]:
     """A request as it waits on disk: without credentials, which the client adds when it is sent."""
-    headers = {n: v for n, v in call.headers.items() if not is_secret(n) and n not in own}
-    for name in ("Content-Length", "Idempotency-Key", "Host", "Connection"):
-        headers = {n: v for n, v in headers.items() if n.lower() != name.lower()}
+    added = {name.lower() for name in own} | _ADDED
+    headers = {n: v for n, v in call.headers.items() if not is_secret(n) and n not in added}
     body = base64.b64encode(call.body or b"").decode()
     return {"method": call.method, "url": call.url, "headers": headers, "body": body, "key": key}
 
