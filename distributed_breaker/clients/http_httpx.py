@@ -89,6 +89,7 @@ class _HttpxWire(Attempts):
 
     def call_of(self, request: httpx.Request) -> Call:
         options = request.extensions.get(_OPTIONS)
+        told = None
         if options is None:
             told = request.extensions.get("timeout") or {}
             end = time.monotonic() + self.client.section.total_timeout
@@ -99,7 +100,7 @@ class _HttpxWire(Attempts):
         whole = isinstance(request.stream, httpx.ByteStream)
         body = request.read() if whole else None
         method, url, headers = request.method.upper(), str(request.url), self.headers_of(request)
-        return Call(request, method, url, headers, body, whole, options)
+        return Call(request, method, url, headers, body, whole, options, told)
 
     def headers_of(self, message: Any) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -110,7 +111,12 @@ class _HttpxWire(Attempts):
 
     def _timed(self, call: Call, connect: float, read: float) -> httpx.Request:
         request: httpx.Request = call.request
+        timeout: dict[str, float | None]
         timeout = {"connect": connect, "read": read, "write": read, "pool": connect}
+        if call.how is not None:  # a client of the user's has said it
+            end = call.options.deadline
+            rest = None if end is None else max(0.0, end - time.monotonic())
+            timeout |= {name: call.how.get(name) or rest for name in ("write", "pool")}
         request.extensions = {**request.extensions, "timeout": timeout}
         return request
 

@@ -65,9 +65,11 @@ def run(setting: Setting) -> Topic:
         ):
             base, own = samples[library], samples[name]
             added = Spread.of(t - b for t, b in zip(own, base, strict=True))
+            bare_spread = Spread.of(base)
+            share = {"share of a bare one": f"{added.median / bare_spread.median:.1%}"}
             rows += [
-                Row(f"a bare {words}", "µs", Spread.of(base)),
-                Row(f"`{name}` adds to it", "µs", added, target="≤ 15"),
+                Row(f"a bare {words}", "µs", bare_spread),
+                Row(f"`{name}` adds to it", "µs", added, target="≤ 15", extra=share),
             ]
         client.breaker.force_open(ttl=600)
         assert client.get("/k").stale  # type: ignore[attr-defined]
