@@ -324,7 +324,7 @@ class HttpType(Circuit):
     health_check_url: Text | None = None
     """What is asked while the circuit is open, as its probe: a URL, or a path below base_url."""
     health_check_interval: Seconds = 60.0
-    """Seconds between health checks."""
+    """Seconds after which a closed circuit's health check is asked again."""
     health_check_timeout: Seconds = 5.0
     """Seconds that a health check may take."""
     enable_cached_response_fallback: bool = True
@@ -334,7 +334,7 @@ class HttpType(Circuit):
     enable_request_queue: bool = False
     """Whether requests that ask for it wait in a durable outbox while the circuit is open."""
     retry_budget: Share = 0.1
-    """Retries as a share of all requests, beyond which none is made."""
+    """Retries as a share of a process's requests, beyond which none is made."""
     stale_ttl: float = Field(default=3_600.0, ge=0, le=30 * DAY)
     """Seconds for which a stored answer may be served while the circuit is open."""
     outbox_path: Text | None = None
