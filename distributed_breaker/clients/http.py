@@ -216,7 +216,7 @@ class HttpClient(HttpRules):
         options, fallback, native = self._prepare(kwargs)
         wire = self._async_session()
         auth = native.pop("auth", None)
-        request = wire.client.build_request(method.upper(), self._url_of(url), **native)
+        request = wire.request(method.upper(), self._url_of(url), native)
         try:
             return await wire._drive_async(self._follow(request, options, auth))
         except CircuitBreakerOpenException as refused:
@@ -260,10 +260,12 @@ class HttpClient(HttpRules):
         self, kwargs: dict[str, Any]
     ) -> tuple[Options, Callable[..., Any] | None, dict[str, Any]]:
         """What is ours among the arguments, and what is the library's."""
-        native = {name: value for name, value in kwargs.items() if name not in _OURS}
-        own = kwargs.get
         if self._waiting is None and self.section.enable_request_queue:
             self._queue.care()  # something may wait since an earlier life of the process
+        if not (kwargs or self.headers or self.auth):
+            return Options(None, None, time.monotonic() + self.section.total_timeout), None, {}
+        native = {name: value for name, value in kwargs.items() if name not in _OURS}
+        own = kwargs.get
         if own("validate_request") is not None:
             check_request(kwargs["validate_request"], native.get("json"))
         total = own("total_timeout")

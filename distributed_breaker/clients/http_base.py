@@ -97,10 +97,8 @@ class Wire(Driver):
     def _do(self, what: What) -> Any:
         return what.of(self) if isinstance(what, Act) else super()._do(what)
 
-    async def _do_async(self, what: What) -> Any:
-        if isinstance(what, Act):
-            return await what.of(self)
-        return await super()._do_async(what)
+    def _do_async(self, what: What) -> Any:
+        return what.of(self) if isinstance(what, Act) else super()._do_async(what)
 
 
 class Attempts(Wire):

@@ -104,10 +104,14 @@ def test_a_circuit_that_the_store_has_lost_is_made_closed(
     """Running processes may still remember it as open; they hear of the newer generation."""
     fleet.start(2, circuit="web_app.cache")
     fleet.trip(client, "web_app.cache")
+    for process in fleet:
+        process.freeze()  # or they may put it back before it is made
     client.delete(key_of(fleet.namespace, "web_app.cache"), f"cb:{fleet.namespace}:circuits")
     path = configure({"web_app": {"cache": {"failure_threshold": 7}}})
     said = breakers("reset", "--config", str(path), "--url", fleet.url)
     assert said.code == 0, said
+    for process in fleet:
+        process.thaw()
     until(lambda: states(fleet, "web_app.cache") == {"closed"}, "closed everywhere")
     stored = fleet.stored(client, "web_app.cache")
     assert stored.policy is not None
