@@ -180,7 +180,9 @@ class HttpClient(HttpRules):
         session = self.session
         if session.cookies or session.params or session.hooks["response"]:
             return None
-        headers = tuple(session.headers.items()), tuple(self.headers.items())
+        # What requests' own mapping shows, in a tenth of the time; a plain one may be there, too.
+        shown = getattr(session.headers, "_store", session.headers)
+        headers = tuple(shown.items()), tuple(self.headers.items())
         return *headers, session.auth, self.auth, self.base_url
 
     def get(self, url: str, **kwargs: Any) -> requests.Response:
