@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
-from tenacity import RetryCallState, Retrying, wait_random_exponential
-
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
 from ..fallback.outbox import Entry, Outbox
@@ -33,9 +31,6 @@ MOST_HOSTS = 256  # circuits of single hosts
 BURST = 100  # calls whose share of retries may be made at once
 SLOW_MEMORY = 0.1  # how much one attempt says of how slow the service is at the moment
 SHORTEST = 0.5  # part of read_timeout that is left of it at least
-
-# tenacity says how long to wait; who waits, and whether, is said by the rules.
-_RETRYING = Retrying()
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -324,14 +319,6 @@ class HttpBase(ManyHosts):
         """Something else than the service has answered."""
         self.counts.add(how)
         breaker.count_fallback()
-
-    def backoff(self, attempt: int) -> float:
-        """Seconds before the next attempt: exponential, with full jitter."""
-        section = self.section
-        wait = wait_random_exponential(section.backoff_factor, max=section.total_timeout)
-        state = RetryCallState(_RETRYING, None, (), {})
-        state.attempt_number = attempt
-        return wait(state)
 
     # ------------------------------------------------------------------ what waits
 

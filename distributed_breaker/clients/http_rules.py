@@ -18,6 +18,7 @@ from ..errors import CircuitBreakerOpenException
 from ..fallback.outbox import OutboxError
 from ..permit import Permit
 from ..policy import Outcome
+from .backoff import backoff
 from .driving import Aside, Pause, Rules
 from .http_answers import RATE_LIMITED, InvalidRequest, check_answer, is_secret, outcome_of
 from .http_answers import retry_after as retry_after_of
@@ -157,14 +158,15 @@ class HttpRules(HttpBase):
         self, call: Call, breaker: CircuitBreaker, last: Answer, attempt: int
     ) -> float | None:
         """Seconds until the next attempt; None: there is none."""
-        options = call.options
-        if options.plain or not options.retry or attempt > self.section.max_retries:
+        options, section = call.options, self.section
+        if options.plain or not options.retry or attempt > section.max_retries:
             return None
         if not (last.repeatable and call.repeatable and last.outcome is Outcome.FAILURE):
             return None
         if call.method not in IDEMPOTENT and not call.headers.get("idempotency-key"):
             return None
-        wait = max(last.wait or 0.0, self.backoff(attempt))
+        wait = backoff(attempt, section.backoff_factor, section.total_timeout)
+        wait = max(wait, last.wait or 0.0)
         if options.deadline is not None and time.monotonic() + wait >= options.deadline:
             return None
         if breaker.refusing or not self.may_retry():
