@@ -27,6 +27,7 @@ from .sections import KINDS, SECTION_OF, Configuration, circuit_names
 from .workers import start_thread
 
 if TYPE_CHECKING:
+    from .clients.database import DatabaseClient
     from .clients.http import HttpClient
 
 LOOK_EVERY = 1.0  # s between looks at the files
@@ -271,16 +272,22 @@ class Services:
 
 
 def _class_of(kind: str) -> type[Client]:
-    """What makes the clients of a kind; those of HTTP need packages that not everybody has."""
-    if kind != "http":
-        return CLIENTS[kind]
+    """What makes the clients of a kind; some need packages that not everybody has."""
     try:
-        from .clients.http import HttpClient
+        if kind == "http":
+            from .clients.http import HttpClient
+
+            return HttpClient
+        if kind == "database":
+            from .clients.database import DatabaseClient
+
+            return DatabaseClient
     except ImportError as error:
+        what = {"http": "HTTP calls need", "database": "a database needs"}[kind]
         raise ImportError(
-            f"HTTP calls need the package {error.name}: install distributed-breaker[http]"
+            f"{what} the package {error.name}: install distributed-breaker[{kind}]"
         ) from error
-    return HttpClient
+    return CLIENTS[kind]
 
 
 def _stamps(files: list[Path]) -> dict[Path, Stamp | None]:
@@ -354,18 +361,21 @@ def shut_down() -> None:
         found.close()
 
 
-def get_database_circuit_breaker(service: str, db_session: Any = None) -> Client:
+def get_database_circuit_breaker(service: str, db_session: Any = None) -> DatabaseClient:
     """The client of a service's database.
 
     Args:
         service: its name in the file.
-        db_session: SQLAlchemy's session to work with; None: the one given before, else the file's.
+        db_session: SQLAlchemy's Session, scoped_session, sessionmaker or Engine, one of their twins
+            for asyncio, or a URL; None: what was given before, else the file's ``url``.  A single
+            Session is used only in the thread or task that gives it.
 
     Raises:
         UnknownService: the file has no such service, or it has no database.
         ConfigurationError: the file cannot be used.
+        TypeError, ValueError: sessions cannot come from ``db_session``.
     """
-    return current().client("database", service, db_session=db_session)
+    return cast("DatabaseClient", current().client("database", service, db_session=db_session))
 
 
 def get_cache_circuit_breaker(service: str) -> CacheClient:

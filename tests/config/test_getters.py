@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import sessionmaker
 
 import circuit_breaker_config
 from circuit_breaker_config import (
@@ -53,7 +54,7 @@ def test_every_getter_gives_the_guides_parts() -> None:
 
 
 def test_explicit_arguments_are_honoured_also_later() -> None:
-    session = object()
+    session = sessionmaker()
     client = get_database_circuit_breaker("web_app", db_session=session)
     assert get_database_circuit_breaker("web_app") is client
     assert client.explicit == {"db_session": session}
