@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlsplit
@@ -174,8 +175,8 @@ class Circuit(Keys):
             )
         return self
 
-    def policy(self, settings: Settings) -> Policy:
-        """What these numbers are to a circuit."""
+    def policy(self, settings: Settings, circuit: str = "") -> Policy:
+        """What these numbers are to a circuit, which is the last part of its name."""
         return Policy(
             failure_threshold=self.failure_threshold,
             failure_rate=self.failure_rate,
@@ -233,6 +234,14 @@ class Database(Circuit):
     """The same of a replica for reads."""
     outbox_path: Text | None = None
     """The file in which queued writes wait."""
+
+    def policy(self, settings: Settings, circuit: str = "") -> Policy:
+        """The same; slow queries end writing, so that what is left of the database is for reads."""
+        policy = super().policy(settings)
+        own = policy.slow_call_duration is not None or not self.enable_read_only_fallback
+        if circuit != "write" or own:
+            return policy
+        return replace(policy, slow_call_duration=self.slow_query_threshold)
 
 
 class Cache(Circuit):
@@ -444,14 +453,19 @@ SECTIONS: dict[str, type[Circuit]] = {
 KINDS = tuple(SECTIONS)
 # What has no section of its own goes by another one's.
 SECTION_OF = {"tasks": "cache"}
-# A database has one circuit for reads and one for writes.
+# A database has one circuit for reads and one for writes; a replica has its own.
 PARTS = {"database": ("read", "write")}
 
 
-def circuit_names(service: str, kind: str, part: str = "") -> dict[str, str]:
+def circuit_names(
+    service: str, kind: str, part: str = "", section: Circuit | None = None
+) -> dict[str, str]:
     """The circuits of one part of a service, by the last part of their names."""
     name = ".".join(filter(None, (service, kind, part)))
-    return {own: f"{name}.{own}" for own in PARTS.get(kind, ())} or {part or kind: name}
+    parts = PARTS.get(kind, ())
+    if isinstance(section, Database) and section.read_url is not None:
+        parts = ("replica", *parts)
+    return {own: f"{name}.{own}" for own in parts} or {part or kind: name}
 
 
 class CircuitSpec(NamedTuple):
@@ -518,8 +532,9 @@ class Configuration(Keys):
             types = section.service_types if isinstance(section, Http) else {}
             for part in ("", *types):
                 numbers = self.section(service, kind, part) or section
-                policy, on = numbers.policy(self.settings), self.enabled(service)
-                for name in circuit_names(service, kind, part).values():
+                on = self.enabled(service)
+                for circuit, name in circuit_names(service, kind, part, numbers).items():
+                    policy = numbers.policy(self.settings, circuit)
                     yield name, CircuitSpec(service, kind, policy, on)
 
 

@@ -165,10 +165,11 @@ class Services:
         if section is None:
             raise UnknownService(self._what_there_is(kind, service))
         made, off = _class_of(kind), not values.enabled(service)
-        policy = made.policy(section.policy(values.settings))
         circuits = {
-            own: self.registry.breaker(name, policy, disabled=off)
-            for own, name in circuit_names(service, kind, part).items()
+            own: self.registry.breaker(
+                name, made.policy(section.policy(values.settings, own)), disabled=off
+            )
+            for own, name in circuit_names(service, kind, part, section).items()
         }
         client = made(".".join(filter(None, (service, kind, part))), circuits, section, explicit)
         if isinstance(client, ManyHosts):
@@ -223,9 +224,9 @@ class Services:
             if section is None:
                 log.warning("%s is gone from the configuration; it stays in use here", client.name)
                 continue
-            policy = type(client).policy(section.policy(new.settings))
             on = new.enabled(service)
-            for circuit in client.circuits.values():
+            for own, circuit in client.circuits.items():
+                policy = type(client).policy(section.policy(new.settings, own))
                 if policy != circuit.policy:
                     circuit.adopt(policy)
                 if on is circuit.disabled:

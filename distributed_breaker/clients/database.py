@@ -6,20 +6,23 @@ executed, fetched and committed as one call; so is a transaction.
 
 from __future__ import annotations
 
+import asyncio
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Engine, TextClause, exc, text
+from sqlalchemy import Engine, exc, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
 from ..sections import DAY, Circuit, Database
-from .client import Client
+from .client import Client, users_folder
 from .database_errors import (
     KINDS,
     DatabaseOpenException,
@@ -27,9 +30,11 @@ from .database_errors import (
     ReadOnlyViolation,
 )
 from .database_events import EngineEvents
+from .database_query import Attempts, SlowQueries
 from .database_sessions import Sessions
-from .database_statements import reads
-from .database_transaction import Transaction
+from .database_statements import needs_no_session, reads, targets_of
+from .database_stored import StoredReads
+from .database_transaction import MOST_TEXTS, Transaction
 from .database_work import Params, Work, current
 
 __all__ = ["DatabaseClient", "DatabaseOpenException", "QueryTimeout", "ReadOnlyViolation"]
@@ -63,11 +68,28 @@ class DatabaseClient(Client):
     def _begin(self) -> None:
         self._events: weakref.WeakKeyDictionary[Engine, EngineEvents] = weakref.WeakKeyDictionary()
         self._counts: dict[str, int] = dict.fromkeys(
-            ("calls", "reads", "writes", "transactions", *KINDS), 0
+            ("calls", "reads", "writes", "transactions", "retries", "served_stale", *KINDS), 0
         )
+        self.slow = SlowQueries()
+        self._replica: Sessions | None = None
+        self._stored: StoredReads | None = None
         self._exhausted = 0  # calls in a row that got no connection from the pool
         self._engine: weakref.ref[Engine] | None = None
         follow_process(self)
+
+    @property
+    def stored(self) -> StoredReads | None:
+        """Results that are kept; None: ``enable_cache_fallback`` is off."""
+        section = self.section
+        if not section.enable_cache_fallback:
+            return None
+        if self._stored is None:
+            with self._lock:
+                if self._stored is None:
+                    base = users_folder("XDG_CACHE_HOME", ".cache")
+                    folder = base / f"{self.name}-{self._sessions.place}"
+                    self._stored = StoredReads(folder, section.cache_ttl, section.stale_ttl)
+        return self._stored
 
     @staticmethod
     def policy(policy: Policy) -> Policy:
@@ -90,7 +112,11 @@ class DatabaseClient(Client):
     def configure(self, section: Circuit) -> None:
         """Go by the new times from the next call on; ``url`` is read when it is first needed."""
         super().configure(section)
-        self._sessions.section = cast(Database, section)
+        for sessions in self._all_sessions():
+            sessions.section = cast(Database, section)
+
+    def _all_sessions(self) -> list[Sessions]:
+        return [one for one in (self._sessions, self._replica) if one is not None]
 
     # ------------------------------------------------------------------ statements
 
@@ -100,6 +126,7 @@ class DatabaseClient(Client):
         params: Params = None,
         read_only: bool = False,
         timeout: float | None = None,
+        cache: bool | None = None,
     ) -> Any:
         """Execute a statement, fetch all of its rows, and commit.
 
@@ -112,25 +139,39 @@ class DatabaseClient(Client):
             params: values by name; a list of such for several executions of one statement.
             read_only: the statement must not write.  PostgreSQL is told so, and refuses what is a
                 write in disguise.
-            timeout: seconds for the whole call; None: the section's ``read_timeout`` or
-                ``write_timeout``.
+            timeout: seconds for the whole call, with all its attempts; None: the section's
+                ``read_timeout`` or ``write_timeout``.
+            cache: whether rows are kept, and kept ones are the answer while the circuit is open;
+                None: with ``read_only=True``.  Only while ``enable_cache_fallback`` is on.
 
         Returns:
-            Rows as dictionaries by their columns' names; objects if the statement selects one
-            mapped class; of a statement without rows the number of rows that it has changed.
+            Rows as dictionaries by their columns' names, in a list whose ``stale`` and ``age`` tell
+            whether they were kept; objects if the statement selects one mapped class; of a
+            statement without rows the number of rows that it has changed.
         """
         statement = text(statement) if isinstance(statement, str) else statement
         outer = self._outer()
-        work = self._statement(statement, read_only, timeout, outer, is_async=False)
+        made = self._attempts(statement, params, read_only, timeout, cache, outer, is_async=False)
         if outer is not None:
-            return work.execute_within(outer.session, statement, params)
-        engine = self._sessions.engine if isinstance(statement, TextClause) else None
+            return made.work().execute_within(outer.session, statement, params)
+        while True:
+            try:
+                sessions = self._sessions_of(made)
+                return made.answered(self._execute(sessions, made.work(), statement, params))
+            except SQLAlchemyError as error:
+                wait = made.again(error)
+                if wait is None:
+                    return made.instead(error)
+            time.sleep(wait)
+
+    def _execute(self, sessions: Sessions, work: Work, statement: Any, params: Params) -> Any:
+        engine = sessions.engine if needs_no_session(statement) else None
         with work:
             if engine is not None:
                 with engine.connect() as connection:
                     return work.execute_on(connection, statement, params)
-            with self._sessions.blocking() as session:
-                return work.execute(session, statement, params, self._sessions.owned)
+            with sessions.blocking() as session:
+                return work.execute(session, statement, params, sessions.owned)
 
     async def execute_query_async(
         self,
@@ -138,32 +179,51 @@ class DatabaseClient(Client):
         params: Params = None,
         read_only: bool = False,
         timeout: float | None = None,
+        cache: bool | None = None,
     ) -> Any:
         """As ``execute_query``."""
         statement = text(statement) if isinstance(statement, str) else statement
         outer = self._outer()
-        work = self._statement(statement, read_only, timeout, outer, is_async=True)
+        made = self._attempts(statement, params, read_only, timeout, cache, outer, is_async=True)
         if outer is not None and outer.async_session is not None:
-            return await outer.async_session.run_sync(work.execute_within, statement, params)
-        engine = self._sessions.async_engine if isinstance(statement, TextClause) else None
+            session, work = outer.async_session, made.work()
+            return await session.run_sync(work.execute_within, statement, params)
+        while True:
+            try:
+                sessions = self._sessions_of(made)
+                done = await self._execute_async(sessions, made.work(), statement, params)
+                return made.answered(done)
+            except SQLAlchemyError as error:
+                wait = made.again(error)
+                if wait is None:
+                    return await asyncio.to_thread(made.instead, error)
+            await asyncio.sleep(wait)
+
+    async def _execute_async(
+        self, sessions: Sessions, work: Work, statement: Any, params: Params
+    ) -> Any:
+        engine = sessions.async_engine if needs_no_session(statement) else None
         async with work:
             if engine is not None:
                 async with engine.connect() as connection:
                     return await connection.run_sync(work.execute_on, statement, params)
-            async with self._sessions.asynchronous() as session:
-                owned = self._sessions.owned
+            async with sessions.asynchronous() as session:
+                owned = sessions.owned
                 return await session.run_sync(work.execute, statement, params, owned)
 
-    def _statement(
+    def _attempts(
         self,
         statement: Any,
+        params: Params,
         read_only: bool,
         timeout: float | None,
+        cache: bool | None,
         outer: Transaction | None,
         *,
         is_async: bool,
-    ) -> Work:
-        kind = self.kind_of(statement, self._sessions.dialect(is_async=is_async))
+    ) -> Attempts:
+        dialect = self._sessions.dialect(is_async=is_async)
+        kind = self.kind_of(statement, "" if dialect is None else dialect.name)
         if outer is not None:
             read_only = read_only or outer.read_only
             timeout = outer.timeout if timeout is None else timeout
@@ -173,7 +233,23 @@ class DatabaseClient(Client):
                 f"given where only reads are allowed: leave out read_only=True"
             )
         self._counts[f"{kind}s"] += 1
-        return Work(self, self.circuits[kind], self._time(kind, timeout), read_only)
+        stores = kind == "read" and (read_only if cache is None else cache)
+        replica = False
+        if kind == "read" and outer is None:
+            read_only = read_only or self.read_only
+            # What has begun a transaction must see its own writes.
+            replica = "replica" in self.circuits and not self._sessions.begun(is_async=is_async)
+        seconds = self._time(kind, timeout)
+        return Attempts(self, statement, params, dialect, kind, read_only, seconds, stores, replica)
+
+    def _sessions_of(self, made: Attempts) -> Sessions:
+        if not made.on_replica:
+            return self._sessions
+        if self._replica is None:
+            replica = Sessions(self.name, self.section, self._opened)
+            replica.use(self.section.read_url)
+            self._replica = replica
+        return self._replica
 
     # ------------------------------------------------------------------ transactions
 
@@ -208,6 +284,8 @@ class DatabaseClient(Client):
             except BaseException:
                 work.abort()
                 raise
+            finally:
+                self._wrote(work)
 
     @asynccontextmanager
     async def transaction_async(
@@ -230,6 +308,8 @@ class DatabaseClient(Client):
             except BaseException:
                 await session.run_sync(lambda _: work.abort())
                 raise
+            finally:
+                self._wrote(work)
 
     def _outer(self) -> Transaction | None:
         """The transaction of this client's that this thread or task is in the midst of."""
@@ -240,6 +320,16 @@ class DatabaseClient(Client):
         kind = "read" if read_only else "write"
         self._counts["transactions"] += 1
         return Transaction(self, self.circuits[kind], self._time(kind, timeout), read_only)
+
+    def _wrote(self, work: Transaction) -> None:
+        """A transaction is over: of what it may have written to nothing is kept any more."""
+        dialect = work.session.get_bind().dialect.name
+        texts = [text for text in work.texts if not reads(text, dialect)]
+        if self.stored is None or not texts:
+            return
+        targets = [targets_of(text, dialect) for text in texts]
+        known = len(work.texts) < MOST_TEXTS and all(targets)
+        self.stored.wrote(frozenset().union(*filter(None, targets)) if known else None)
 
     def _may_nest(self, outer: Transaction, read_only: bool) -> None:
         if read_only is not outer.read_only:
@@ -296,13 +386,40 @@ class DatabaseClient(Client):
 
     def seconds(self, kind: str) -> float:
         """The section's time for a kind."""
-        return self.section.read_timeout if kind == "read" else self.section.write_timeout
+        return self.section.write_timeout if kind == "write" else self.section.read_timeout
 
     def _time(self, kind: str, timeout: float | None) -> float:
         """What a call has, or the section's time."""
         return (
             self.seconds(kind) if timeout is None else check_number("timeout", timeout, 0.001, DAY)
         )
+
+    # ------------------------------------------------------------------ reading only
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the service only reads, since its writes are refused: because they failed or were
+        slow, or somebody has said so.  Reads are told to the database as such then."""
+        return self.section.enable_read_only_fallback and self.circuits["write"].refusing
+
+    def enter_read_only(self, reason: str = "", seconds: float | None = None) -> None:
+        """Have the whole fleet's writes refused.
+
+        Args:
+            reason: for the circuit's log.
+            seconds: after which they are tried again; None: until ``leave_read_only``.
+        """
+        self.circuits["write"].force_open(ttl=seconds, reason=reason)
+
+    def leave_read_only(self) -> None:
+        """Try to write again."""
+        self.circuits["write"].release()
+
+    # ------------------------------------------------------------------ counts
+
+    def tally(self, name: str) -> None:
+        """Count one of what ``stats`` tells."""
+        self._counts[name] += 1
 
     def count(self, kind: str) -> None:
         """A call has ended, with a kind of failure or (empty) without."""
@@ -317,14 +434,18 @@ class DatabaseClient(Client):
         """Counts of this process, and its connections.
 
         ``calls`` that have ended; ``reads``, ``writes`` and ``transactions`` that were asked for;
-        ``failures`` by their kind; of the ``pool`` that was used last its ``size``, how many
-        connections are ``checked_out`` and how many of them are ``overflow``, and how many calls
-        in a row got none (``exhausted_in_a_row``); None: there is no pool, or it is not watched.
+        ``retries`` that were made; ``served_stale``, results that were kept; ``slow_queries``, how
+        many and their texts without values; ``stored``, what is kept; ``failures`` by their kind;
+        of the ``pool`` that was used last its ``size``, how many connections are ``checked_out``
+        and how many of them are ``overflow``, and how many calls in a row got none
+        (``exhausted_in_a_row``); None: there is no pool, or it is not watched.
         """
         counts = dict(self._counts)
         return {
             "failures": {kind: counts.pop(kind) for kind in KINDS},
             **counts,
+            "slow_queries": self.slow.stats(),
+            "stored": None if self._stored is None else self._stored.stats(),
             "pool": self._pool(),
         }
 
@@ -361,15 +482,21 @@ class DatabaseClient(Client):
     def forked(self) -> None:
         """A child has connections of its own."""
         vars(self).pop("_lock", None)
-        self._sessions.forked()
+        self.slow = SlowQueries()
+        for sessions in self._all_sessions():
+            sessions.forked()
 
     def close(self) -> None:
         """Listen to no engine any more, and close the connections of engines of its own."""
         for events in list(self._events.values()):
             events.stop()
         self._events.clear()
-        self._sessions.close()
+        for sessions in self._all_sessions():
+            sessions.close()
+        if self._stored is not None:
+            self._stored.close()
 
     async def aclose(self) -> None:
         """Close the running event loop's connections, before the loop ends."""
-        await self._sessions.aclose()
+        for sessions in self._all_sessions():
+            await sessions.aclose()

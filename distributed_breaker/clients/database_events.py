@@ -101,7 +101,7 @@ class EngineEvents:
     ) -> None:
         work = _work_of(conn)
         if work is not None:
-            work.statement_begins(conn)
+            work.statement_begins(conn, text)
             return
         statement = _statement_of(context, text)
         if not self._guards or isinstance(statement, _SAVEPOINTS):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import importlib.util
 import math
 import weakref
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Dialect, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -233,19 +235,37 @@ class Sessions:
 
     # ------------------------------------------------------------------ looking
 
-    def dialect(self, *, is_async: bool = False) -> str:
-        """SQLAlchemy's name of the dialect; empty: it cannot be told."""
+    def dialect(self, *, is_async: bool = False) -> Dialect | None:
+        """What statements are compiled with; None: it cannot be told."""
         source = self._now(is_async=is_async)
         if isinstance(source, sessionmaker | async_sessionmaker):
             source = source.kw.get("bind")
-        elif not isinstance(source, URL | Engine | AsyncEngine):
+        elif isinstance(source, URL):
+            drivers = _ASYNC_DRIVERS if is_async else _BLOCKING_DRIVERS
+            return _dialect_of(_with_driver(source, drivers).drivername)
+        elif not isinstance(source, Engine | AsyncEngine):
             try:
                 source = source.get_bind()
             except SQLAlchemyError:
-                return ""
-        if isinstance(source, URL):
-            return source.get_backend_name()
-        return getattr(getattr(source, "dialect", None), "name", "")
+                return None
+        return getattr(source, "dialect", None)
+
+    def begun(self, *, is_async: bool) -> bool:
+        """Whether a session that was given is in the midst of a transaction."""
+        source = self._now(is_async=is_async)
+        if isinstance(source, scoped_session | async_scoped_session):
+            source = source() if source.registry.has() else None
+        return isinstance(source, Session | AsyncSession) and source.in_transaction()
+
+    @property
+    def place(self) -> str:
+        """A mark of the database, the same in every process."""
+        bind = self._source
+        if isinstance(bind, sessionmaker | async_sessionmaker):
+            bind = bind.kw.get("bind")
+        url = bind if isinstance(bind, URL) else getattr(bind, "url", None)
+        where = () if url is None else (url.host, url.port, url.database, sorted(url.query.items()))
+        return hashlib.sha256(repr(where).encode()).hexdigest()[:8]
 
     @property
     def known(self) -> Engine | None:
@@ -278,6 +298,13 @@ class Sessions:
         maker = self._makers.pop(asyncio.get_running_loop(), None)
         if maker is not None and isinstance(self._source, URL):
             await maker.kw["bind"].dispose()
+
+
+@functools.lru_cache(16)
+def _dialect_of(driver: str) -> Dialect:
+    kind: Any = URL.create(driver).get_dialect()
+    made: Dialect = kind()
+    return made
 
 
 def _url(text: str | URL, what: str) -> URL:

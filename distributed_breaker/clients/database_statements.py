@@ -22,6 +22,7 @@ from sqlglot.errors import SqlglotError
 
 LONGEST = 10_000  # characters of a text that is remembered
 MOST_REMEMBERED = 1_000
+LONGEST_SHOWN = 500  # characters of a text that is shown
 
 # What sqlglot calls the dialects of SQLAlchemy; others are cut by the rules that most share.
 _DIALECTS = {
@@ -39,6 +40,14 @@ _LOCK = frozenset({"UPDATE", "SHARE", "NO", "KEY"})  # after FOR
 _CHANGING = re.compile(r"nextval|next_value|setval|pg_notify|lo_.*|dblink.*|load_extension")
 # Parameters as drivers write them, which are no SQL.
 _PARAMETER = re.compile(r"%\(\w+\)s|%s")
+
+
+def needs_no_session(statement: Any) -> bool:
+    """Whether a statement is text, or of Core, and so means the same without the ORM."""
+    if isinstance(statement, TextClause):
+        return True
+    marks = getattr(statement, "_propagate_attrs", None)  # as SQLAlchemy tells it itself
+    return marks is not None and not marks and isinstance(statement, Executable)
 
 
 def reads(statement: Any, dialect: str) -> bool:
@@ -122,6 +131,70 @@ def _any_writes(words: list[str]) -> bool:
         or (after == "(" and _CHANGING.fullmatch(word.strip('"').lower()) is not None)
         for word, after in pairs
     )
+
+
+@lru_cache(MOST_REMEMBERED)
+def shown_of(text: str, dialect: str) -> str:
+    """A text for people, without the values that stand in it; empty: it cannot be cut."""
+    try:
+        cut = Dialect.get_or_raise(_DIALECTS.get(dialect)).tokenize(_PARAMETER.sub("?", text))
+    except (SqlglotError, RecursionError):
+        return ""
+    words = []
+    for token in cut:
+        value = token.token_type in _STRINGS or token.token_type is TokenType.NUMBER
+        words.append("?" if value else token.text)
+    return " ".join(words)[:LONGEST_SHOWN]
+
+
+# ---------------------------------------------------------------------------- which tables
+
+# What may stand between a word that is followed by a table and its name.
+_BETWEEN = frozenset({"INTO", "ONLY", "TABLE", "IF", "NOT", "EXISTS", "OR", "IGNORE", "FROM", "("})
+_FOLLOWED = frozenset({"INTO", "UPDATE", "TRUNCATE", "TABLE", "MERGE", "COPY"})
+
+
+@lru_cache(MOST_REMEMBERED)
+def names_of(text: str, dialect: str) -> frozenset[str] | None:
+    """All words of a text that may be names of tables, in capitals; None: it cannot be cut."""
+    words = _words(text, dialect)
+    if words is None:
+        return None
+    return frozenset(_plain(word) for word in words if word and _NAME.match(word))
+
+
+@lru_cache(MOST_REMEMBERED)
+def targets_of(text: str, dialect: str) -> frozenset[str] | None:
+    """The tables that a write names as its targets, in capitals; None: it may be any."""
+    words = _words(text, dialect)
+    found: set[str] = set()
+    for i, word in enumerate(words or ()):
+        assert words is not None
+        if word in _FOLLOWED or (word == "DELETE" and words[i + 1 : i + 2] == ["FROM"]):
+            found |= _tables(words, i + 1)
+    return frozenset(found) or None
+
+
+def _tables(words: list[str], i: int) -> set[str]:
+    """The tables of a list that begins there, without their schemas."""
+    found = set()
+    while i < len(words) and words[i] in _BETWEEN:
+        i += 1
+    while i < len(words) and _NAME.match(words[i]):
+        while words[i + 1 : i + 2] == ["."] and i + 2 < len(words):
+            i += 2
+        found.add(_plain(words[i]))
+        if words[i + 1 : i + 2] != [","]:
+            break
+        i += 2
+    return found
+
+
+_NAME = re.compile(r'"|[^\W\d]')
+
+
+def _plain(word: str) -> str:
+    return word.strip('"').upper()
 
 
 _STRINGS = frozenset(kind for kind in TokenType if kind.name.endswith("STRING"))

@@ -18,6 +18,8 @@ from .database_work import WORK, Work, roll_back
 if TYPE_CHECKING:
     from .database import DatabaseClient
 
+MOST_TEXTS = 100
+
 
 class Transaction(Work):
     """One transaction.
@@ -38,6 +40,8 @@ class Transaction(Work):
         self, client: DatabaseClient, breaker: CircuitBreaker, timeout: float, read_only: bool
     ) -> None:
         super().__init__(client, breaker, timeout, read_only)
+        self.texts: set[str] = set()
+        """Its statements; of very many only some."""
         self._watch: Watch | None = None
         self._block, self._refusal = ExitStack(), ExitStack()
 
@@ -93,8 +97,10 @@ class Transaction(Work):
         finally:
             self.statement_ends()
 
-    def statement_begins(self, connection: Connection) -> None:
+    def statement_begins(self, connection: Connection, text: str = "") -> None:
         """Of a transaction each statement has the whole time."""
+        if text and len(self.texts) < MOST_TEXTS:
+            self.texts.add(text)
         if self._watch is None:
             self._watch = watch(connection, self.timeout)
 

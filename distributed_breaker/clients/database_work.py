@@ -23,6 +23,7 @@ from ..errors import CircuitBreakerOpenException
 from ..policy import Outcome
 from .database_errors import QueryTimeout, refused, sqlstate, verdict
 from .database_limits import tell, told, watched
+from .database_values import Rows
 
 if TYPE_CHECKING:
     from .database import DatabaseClient
@@ -79,6 +80,12 @@ class Work:
         self.place = here()
         self._breaker = breaker
         self._guard = breaker.guard()
+        self.connected = False
+        """Whether it has had a connection, so that something may have been sent."""
+        self.context: Any = None
+        """SQLAlchemy's, of what was executed."""
+        self.seconds = 0.0
+        """What it has taken with its connection."""
         self._began = time.monotonic()
         self._fired = False  # whether it was ended here
         self._lost: BaseException | None = None
@@ -168,7 +175,7 @@ class Work:
         try:
             with self._connected(session, clause=clause) as connection:
                 tell(connection, self.timeout)
-                result = fetch(session, statement, params)
+                result = self._fetch(session, statement, params)
                 if owned and self.read_only:
                     session.close()  # there is nothing to commit, and this is less work
                 else:
@@ -192,7 +199,9 @@ class Work:
         with self._on(connection):
             try:
                 tell(connection, self.timeout)
-                result = rows_of(connection.execute(statement, params, execution_options=_COUNT))
+                result = self._rows_of(
+                    connection.execute(statement, params, execution_options=_COUNT)
+                )
                 if not self.read_only:
                     connection.commit()
                 return result
@@ -225,7 +234,27 @@ class Work:
                 connection.exec_driver_sql("SET LOCAL transaction_read_only = on")
             elif around is None or around.timeout != self.timeout:
                 stack.enter_context(told(connection, self.timeout))
-            return fetch(session, statement, params)
+            return self._fetch(session, statement, params)
+
+    def _fetch(self, session: Session, statement: Any, params: Params) -> Any:
+        """Execute a statement and take all of its answer."""
+        if isinstance(statement, Query):
+            found = statement.with_session(session)
+            if _is_entity(found.column_descriptions):
+                return found.all()
+            return Rows(dict(row._mapping) for row in found.all())
+        result = session.execute(statement, params, execution_options=_COUNT)
+        if _is_entity(getattr(statement, "column_descriptions", ())):
+            return list(result.unique().scalars())
+        return self._rows_of(result)
+
+    def _rows_of(self, result: Any) -> Any:
+        """An answer's rows as dictionaries, or how many rows were changed."""
+        self.context = getattr(getattr(result, "raw", result), "context", None)
+        if not getattr(result, "returns_rows", True):
+            return max(result.rowcount, 0)
+        names = tuple(result.keys())
+        return Rows(dict(zip(names, row, strict=True)) for row in result)
 
     @contextmanager
     def _connected(self, session: Session, **arguments: Any) -> Iterator[Connection]:
@@ -248,6 +277,8 @@ class Work:
     @contextmanager
     def _on(self, connection: Connection) -> Iterator[None]:
         """Use a connection for this unit, and watch it."""
+        self.connected = True
+        begun = time.monotonic()
         self.client.seen(connection.engine)
         before = getattr(connection, WORK, None)
         setattr(connection, WORK, self)
@@ -258,8 +289,9 @@ class Work:
             finally:
                 self._fired |= watching is not None and watching.fired
                 setattr(connection, WORK, before)
+                self.seconds = time.monotonic() - begun
 
-    def statement_begins(self, connection: Connection) -> None:
+    def statement_begins(self, connection: Connection, text: str = "") -> None:
         """SQLAlchemy sends a statement of this unit, which is watched as a whole."""
 
     def statement_ends(self) -> None:
@@ -270,30 +302,6 @@ def roll_back(what: Session | SessionTransaction) -> None:
     """Roll back; what fails there is not the error that is to be seen."""
     with suppress(SQLAlchemyError):
         what.rollback()
-
-
-# ---------------------------------------------------------------------------- results
-
-
-def fetch(session: Session, statement: Any, params: Params) -> Any:
-    """Execute a statement and take all of its answer."""
-    if isinstance(statement, Query):
-        found = statement.with_session(session)
-        if _is_entity(found.column_descriptions):
-            return found.all()
-        return [dict(row._mapping) for row in found.all()]
-    result = session.execute(statement, params, execution_options=_COUNT)
-    if _is_entity(getattr(statement, "column_descriptions", ())):
-        return list(result.unique().scalars())
-    return rows_of(result)
-
-
-def rows_of(result: Any) -> Any:
-    """An answer's rows as dictionaries, or how many rows were changed."""
-    if not getattr(result, "returns_rows", True):
-        return max(result.rowcount, 0)
-    names = tuple(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
 
 
 def _is_entity(columns: Any) -> bool:

@@ -13,13 +13,16 @@ import pytest
 
 from distributed_breaker.clients.database import DatabaseClient
 from distributed_breaker.services import Services
-from tests.database.postgres import Postgres, why_missing
+from scripts.postgres import Postgres, why_missing
 from tests.required import need
 
 Start = Callable[..., DatabaseClient]
 
 # Nothing opens them, so that all outcomes of a test are counted.
-STURDY = {"failure_threshold": 1_000, "failure_rate": None, "read_timeout": 5, "write_timeout": 5}
+STURDY = {
+    "failure_threshold": 1_000, "failure_rate": None, "read_timeout": 5, "write_timeout": 5,
+    "max_retries": 0,
+}  # fmt: skip
 # The first failure opens a circuit, and nothing but a test closes it.
 BRITTLE = {"failure_threshold": 1, "success_threshold": 1, "timeout": 60.0, "jitter": 0.0}
 
@@ -65,6 +68,13 @@ def lite(tmp_path: Path) -> str:
     with contextlib.closing(sqlite3.connect(tmp_path / "lite.db")) as connection:
         connection.execute("CREATE TABLE cats (id int PRIMARY KEY, name text)")
     return f"sqlite:///{tmp_path / 'lite.db'}"
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What clients keep on disk is the test's own."""
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
 
 
 @pytest.fixture

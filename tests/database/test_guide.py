@@ -76,7 +76,9 @@ def test_the_guides_flask_route(engine: Engine) -> None:
         {"active": True, "at": "Thu, 02 Jan 2020 00:00:00 GMT", "id": 1}
     ]
     client.circuits["read"].force_open()
-    assert web.get("/api/data").json == ["cached"]
+    assert len(web.get("/api/data").json or []) == 1, "what was read before"
+    client.execute_query("UPDATE data SET active = false")
+    assert web.get("/api/data").json == ["cached"], "which is not right any more"
 
 
 def test_the_guides_transaction(engine: Engine) -> None:

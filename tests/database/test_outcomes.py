@@ -18,8 +18,8 @@ from distributed_breaker.clients.database import (
     QueryTimeout,
 )
 from distributed_breaker.clients.database_errors import KINDS, verdict
+from scripts.postgres import Postgres
 from tests.database.conftest import BRITTLE, Start, counts, failing
-from tests.database.postgres import Postgres
 
 GOOD, FAILED, NOTHING = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.database.postgres import Postgres, why_missing
+from scripts.postgres import Postgres, why_missing
 from tests.fleet.process import ROOT
 from tests.required import need
 from tests.unit.clock import wait_until
 
 PROGRAM = """
 import sys
-from tests.database.postgres import Postgres
+from scripts.postgres import Postgres
 
 server = Postgres.start()
 print(server.pid, server.folder, flush=True)
@@ -50,7 +50,7 @@ def test_binaries_that_its_user_cannot_get_at_are_copied(monkeypatch: pytest.Mon
     need(why_missing())
     if os.geteuid() != 0:
         pytest.skip("only a server with another user needs a copy")
-    monkeypatch.setattr("tests.database.postgres.is_open", lambda folder: False)
+    monkeypatch.setattr("scripts.postgres.is_open", lambda folder: False)
     server = Postgres.start()
     try:
         assert (server.folder / "package").exists()

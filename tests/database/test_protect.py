@@ -19,8 +19,8 @@ from distributed_breaker.clients.database import (
     DatabaseOpenException,
     QueryTimeout,
 )
+from scripts.postgres import Postgres
 from tests.database.conftest import BRITTLE, Start, counts, failing
-from tests.database.postgres import Postgres
 from tests.database.test_outcomes import terminate
 from tests.database.test_queries import Cat
 from tests.database.test_timeouts import ENDLESS, PID, stopped

