@@ -16,6 +16,7 @@ from . import (
     cache,
     calls,
     circuits,
+    database,
     http,
     outage,
     pages,
@@ -44,6 +45,7 @@ TOPICS: dict[str, Callable[[Setting], Topic]] = {
     "startup": startup.run,
     "cache": cache.run,
     "http": http.run,
+    "database": database.run,
 }
 
 
