@@ -84,7 +84,10 @@ def start(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.Po
 
 
 def on_terminal(*words: str, interrupt: str = "", **environment: str) -> tuple[int, str]:
-    """What the command prints on a terminal, and its exit code; Ctrl-C once ``interrupt`` shows."""
+    """What the command prints on a terminal, and its exit code; Ctrl-C once ``interrupt`` shows.
+
+    It is pressed again each second: Python loses one that comes while a finalizer runs.
+    """
     ours, its = pty.openpty()
     environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", **environment}
     with pytest.MonkeyPatch.context() as patch:
@@ -92,8 +95,14 @@ def on_terminal(*words: str, interrupt: str = "", **environment: str) -> tuple[i
             patch.setenv(name, value)
         process = start(*words, stdin=its, stdout=its, stderr=its, start_new_session=True)
     os.close(its)
-    printed = ""
-    while select.select([ours], [], [], BOUND)[0]:
+    printed, pressed, wait = "", 0, BOUND
+    while True:
+        if not select.select([ours], [], [], wait)[0]:
+            if not 0 < pressed < 10:
+                break
+            pressed += 1
+            process.send_signal(signal.SIGINT)
+            continue
         try:
             part = os.read(ours, 65_536).decode(errors="replace")
         except OSError:  # EIO: the other end is closed
@@ -101,9 +110,9 @@ def on_terminal(*words: str, interrupt: str = "", **environment: str) -> tuple[i
         if not part:
             break
         printed += part
-        if interrupt and interrupt in printed:
+        if interrupt and interrupt in printed and not pressed:
+            pressed, wait = 1, 1.0
             process.send_signal(signal.SIGINT)
-            interrupt = ""
     os.close(ours)
     return process.wait(BOUND), printed
 
