@@ -25,16 +25,32 @@ READY = 30.0  # s, for a machine with every core busy
 
 # Python started as `python -c _KEEPER folder user program args…` keeps the server: it starts it,
 # prints its pid, and waits until whoever holds its standard input lets go of it, if only by ending.
-# Then it ends the server, even one that has been stopped, and removes its folder.
+# Then it ends the server, even one that has been stopped, and removes its folder.  The line `kill`
+# lets the server crash, and `start` starts it again on what it had.
 _KEEPER = """
 import pwd, select, shutil, signal, subprocess, sys
 folder, user, *command = sys.argv[1:]
 other = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
 files = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr}
-server = subprocess.Popen(command, start_new_session=True, **files, **other)
-print(server.pid, flush=True)
-while not select.select([sys.stdin], [], [], 0.5)[0] and server.poll() is None:
-    pass
+def start():
+    server = subprocess.Popen(command, start_new_session=True, **files, **other)
+    print(server.pid, flush=True)
+    return server
+server, killed = start(), False
+while True:
+    if select.select([sys.stdin], [], [], 0.5)[0]:
+        line = sys.stdin.readline().strip()
+        if line == "kill":
+            server.send_signal(signal.SIGQUIT)
+            server.wait()
+            print(flush=True)
+        elif line == "start":
+            server = start()
+        else:
+            break
+        killed = line == "kill"
+    elif server.poll() is not None and not killed:
+        break
 server.send_signal(signal.SIGCONT)
 server.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
 try:
@@ -88,14 +104,20 @@ class Postgres:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="dbpg-", dir="/tmp"))
         self.pid = 0
+        self._settings = _SETTINGS
         self._keeper: subprocess.Popen[str] | None = None
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if os.geteuid() == 0 else ""
 
     @classmethod
-    def start(cls) -> Self:
-        """Start one; it answers when this returns."""
+    def start(cls, **settings: str) -> Self:
+        """Start one; it answers when this returns.
+
+        Args:
+            settings: of the server, which beat the tests' own.
+        """
         server = cls()
+        server._settings = _SETTINGS | settings
         try:
             server._begin()
         except BaseException:
@@ -122,7 +144,7 @@ class Postgres:
                 list(map(str, initdb)),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, **where, **other,
             )  # fmt: skip
-            settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+            settings = [f"--{name}={value}" for name, value in self._settings.items()]
             server = [folder / "postgres", "-D", data, *settings]
             keeper = [sys.executable, "-c", _KEEPER, self.folder, self._user, *server]
             self._keeper = subprocess.Popen(
@@ -130,6 +152,11 @@ class Postgres:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 start_new_session=True, **where,
             )  # fmt: skip
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until it answers."""
+        assert self._keeper is not None
         assert self._keeper.stdout is not None
         self.pid = int(self._keeper.stdout.readline())
         end = time.monotonic() + READY
@@ -174,6 +201,24 @@ class Postgres:
         """What it has logged."""
         file = self.folder / "log"
         return file.read_text(errors="replace") if file.exists() else ""
+
+    def kill(self) -> None:
+        """Let all of its processes end at once, so that it has to recover when it starts."""
+        self._say("kill")
+        assert self._keeper is not None
+        assert self._keeper.stdout is not None
+        self._keeper.stdout.readline()
+
+    def restart(self) -> None:
+        """Start it again after ``kill``, on what it had."""
+        self._say("start")
+        self._wait()
+
+    def _say(self, word: str) -> None:
+        assert self._keeper is not None
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(f"{word}\n")
+        self._keeper.stdin.flush()
 
     def stop(self) -> None:
         """End it, and remove what it had."""
