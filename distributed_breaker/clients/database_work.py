@@ -199,12 +199,11 @@ class Work:
         with self._on(connection):
             try:
                 tell(connection, self.timeout)
-                result = self._rows_of(
-                    connection.execute(statement, params, execution_options=_COUNT)
-                )
+                result = connection.execute(statement, params, execution_options=_COUNT)
+                answer = self._answer(result, statement, params)
                 if not self.read_only:
                     connection.commit()
-                return result
+                return answer
             finally:
                 connection.close()  # still watched, since it may have to roll back
 
@@ -246,13 +245,16 @@ class Work:
         result = session.execute(statement, params, execution_options=_COUNT)
         if _is_entity(getattr(statement, "column_descriptions", ())):
             return list(result.unique().scalars())
-        return self._rows_of(result)
+        return self._answer(result, statement, params)
 
-    def _rows_of(self, result: Any) -> Any:
+    def _answer(self, result: Any, statement: Any, params: Params) -> Any:
         """An answer's rows as dictionaries, or how many rows were changed."""
         self.context = getattr(getattr(result, "raw", result), "context", None)
-        if not getattr(result, "returns_rows", True):
-            return max(result.rowcount, 0)
+        own_rows = getattr(statement, "is_dml", False) and not len(statement.exported_columns)
+        if own_rows or not getattr(result, "returns_rows", True):
+            # Rows that the ORM has asked for are its own, and its bulk operations know no count.
+            sets = 1 if isinstance(params, Mapping) else len(params or ())
+            return max(getattr(result, "rowcount", sets), 0)
         names = tuple(result.keys())
         return Rows(dict(zip(names, row, strict=True)) for row in result)
 

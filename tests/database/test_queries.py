@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    delete,
     exc,
     func,
     insert,
@@ -135,6 +136,16 @@ def test_all_that_sessions_come_from(start: Start, engine: Engine, place: str, g
     session.close()
     if given == "scoped":
         source.remove()
+
+
+def test_the_orm_in_bulk(client: DatabaseClient) -> None:
+    """It gives no count, or asks for rows of its own."""
+    run = client.execute_query
+    assert run(insert(Cat), {"id": 1, "name": "Tom"}) == 1
+    assert run(insert(Cat), [{"id": 2, "name": "Tim"}, {"id": 3, "name": "Ted"}]) == 2
+    assert run(update(Cat), [{"id": 2, "name": "T"}, {"id": 3, "name": "T"}]) == 2
+    assert run(delete(Cat).where(func.length(Cat.name) == 1)) == 2
+    assert run(select(Cat.id)) == [{"id": 1}]
 
 
 def test_sources_that_are_none(start: Start, engine: Engine) -> None:
