@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from os.path import exists
 from typing import Any
 
 from ..breaker import CircuitBreaker
@@ -49,6 +49,7 @@ class Waiting:
         self.outbox = outbox
         self.possible = True
         """Whether something may wait, as far as this process knows; the first look tells."""
+        self._added = object()  # another one with each addition
         # When the file was written last, and what it has held of some keys since then.
         self._seen: tuple[Written | None, dict[str, Entry | None]] = (None, {})
         self._topic = topic
@@ -63,7 +64,7 @@ class Waiting:
         What only looks makes no file."""
         if self._thread is None or self._thread.alone:
             self.care()
-        return os.path.exists(self.outbox.path)
+        return exists(self.outbox.path)
 
     def add_many(self, items: Iterable[tuple[str, JsonValue, str]]) -> None:
         """Have these wait: kind, payload, key.
@@ -72,7 +73,9 @@ class Waiting:
             OutboxError: they cannot be kept.
         """
         self.outbox.add_many(self._topic, items)
-        self.possible = True
+        with self._lock:
+            self._added = object()
+            self.possible = True
         self.care()
 
     def latest(self, key: str) -> Entry | None:
@@ -129,9 +132,16 @@ class Waiting:
 
     def replay(self, *, limit: int = MOST, seconds: float = LONGEST) -> Replayed:
         """Deliver what waits; done by itself.  Raises as ``Outbox.replay``."""
+        added = self._added
         done = self.outbox.replay(self._topic, self._deliver, limit=limit, seconds=seconds)
-        self.possible = done.left > 0
+        self._possible_unless(added, done.left > 0)
         return done
+
+    def _possible_unless(self, added: object, possible: bool) -> None:
+        """Take it for possible or not, unless something was added meanwhile."""
+        with self._lock:
+            if self._added is added:
+                self.possible = possible
 
     def care(self) -> None:
         """See to it that the thread lives, and looks soon."""
@@ -144,8 +154,9 @@ class Waiting:
     def round(self, *, limit: int = MOST, seconds: float = LONGEST) -> bool:
         """One round of the thread's; whether another one is to follow soon."""
         again = self._also()
-        if self.possible and not os.path.exists(self.outbox.path):
-            self.possible = False
+        added = self._added
+        if self.possible and not exists(self.outbox.path):
+            self._possible_unless(added, False)
         # Once the circuit is due, what waits is tried as a probe, so no traffic is needed.
         if self.possible and not self._breaker.refusing:
             try:
