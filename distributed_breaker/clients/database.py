@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
+from ..fallback.outbox import Outbox, Replayed
 from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
 from ..sections import DAY, Circuit, Database
@@ -30,14 +31,22 @@ from .database_errors import (
     ReadOnlyViolation,
 )
 from .database_events import EngineEvents
+from .database_outbox import WriteQueue
 from .database_query import Attempts, SlowQueries
 from .database_sessions import Sessions
-from .database_statements import needs_no_session, reads, targets_of
+from .database_statements import needs_no_session, only_changes, reads, targets_of
 from .database_stored import StoredReads
 from .database_transaction import MOST_TEXTS, Transaction
 from .database_work import Params, Work, current
+from .database_writes import Written
 
-__all__ = ["DatabaseClient", "DatabaseOpenException", "QueryTimeout", "ReadOnlyViolation"]
+__all__ = [
+    "DatabaseClient",
+    "DatabaseOpenException",
+    "QueryTimeout",
+    "ReadOnlyViolation",
+    "Written",
+]
 
 E = TypeVar("E", Engine, AsyncEngine)
 
@@ -73,6 +82,7 @@ class DatabaseClient(Client):
         self.slow = SlowQueries()
         self._replica: Sessions | None = None
         self._stored: StoredReads | None = None
+        self._writes: WriteQueue | None = None
         self._exhausted = 0  # calls in a row that got no connection from the pool
         self._engine: weakref.ref[Engine] | None = None
         follow_process(self)
@@ -147,13 +157,16 @@ class DatabaseClient(Client):
         Returns:
             Rows as dictionaries by their columns' names, in a list whose ``stale`` and ``age`` tell
             whether they were kept; objects if the statement selects one mapped class; of a
-            statement without rows the number of rows that it has changed.
+            statement without rows ``Written``, the number of rows that it has changed.  While the
+            circuit refuses writes, a single one waits on disk, and its ``Written`` is ``queued``.
         """
         statement = text(statement) if isinstance(statement, str) else statement
         outer = self._outer()
         made = self._attempts(statement, params, read_only, timeout, cache, outer, is_async=False)
         if outer is not None:
             return made.work().execute_within(outer.session, statement, params)
+        if made.may_wait and (written := made.behind()) is not None:
+            return written
         while True:
             try:
                 sessions = self._sessions_of(made)
@@ -188,6 +201,8 @@ class DatabaseClient(Client):
         if outer is not None and outer.async_session is not None:
             session, work = outer.async_session, made.work()
             return await session.run_sync(work.execute_within, statement, params)
+        if made.may_wait and (written := await asyncio.to_thread(made.behind)) is not None:
+            return written
         while True:
             try:
                 sessions = self._sessions_of(made)
@@ -233,14 +248,22 @@ class DatabaseClient(Client):
                 f"given where only reads are allowed: leave out read_only=True"
             )
         self._counts[f"{kind}s"] += 1
+        if self._writes is None and self.section.enable_write_queue:
+            self._writing().care()  # something may wait since an earlier life of the process
         stores = kind == "read" and (read_only if cache is None else cache)
-        replica = False
+        replica, queue = False, None
         if kind == "read" and outer is None:
             read_only = read_only or self.read_only
             # What has begun a transaction must see its own writes.
             replica = "replica" in self.circuits and not self._sessions.begun(is_async=is_async)
+        elif outer is None and self.section.enable_write_queue:
+            waits = only_changes(statement, "" if dialect is None else dialect.name)
+            if waits and not self._sessions.begun(is_async=is_async):
+                queue = self._writing()
         seconds = self._time(kind, timeout)
-        return Attempts(self, statement, params, dialect, kind, read_only, seconds, stores, replica)
+        return Attempts(
+            self, statement, params, dialect, kind, read_only, seconds, stores, replica, queue
+        )
 
     def _sessions_of(self, made: Attempts) -> Sessions:
         if not made.on_replica:
@@ -337,6 +360,29 @@ class DatabaseClient(Client):
                 f"{self.name}: a transaction within another must have the same read_only "
                 f"({outer.read_only}), since it is a part of it"
             )
+
+    # ------------------------------------------------------------------ what waits
+
+    def replay(self) -> Replayed:
+        """Carry out what waits, as far as the database takes it; done by itself.
+
+        On an event loop call it by ``asyncio.to_thread``.
+
+        Raises:
+            OutboxError: the file cannot be read or written.
+        """
+        return self._writing().replay()
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where writes wait."""
+        return self._writing().outbox
+
+    def _writing(self) -> WriteQueue:
+        if self._writes is None:
+            with self._lock:
+                self._writes = self._writes or WriteQueue(self, self._sessions)
+        return self._writes
 
     # ------------------------------------------------------------------ existing engines
 
@@ -438,7 +484,8 @@ class DatabaseClient(Client):
         many and their texts without values; ``stored``, what is kept; ``failures`` by their kind;
         of the ``pool`` that was used last its ``size``, how many connections are ``checked_out``
         and how many of them are ``overflow``, and how many calls in a row got none
-        (``exhausted_in_a_row``); None: there is no pool, or it is not watched.
+        (``exhausted_in_a_row``); None: there is no pool, or it is not watched; ``queued`` writes
+        that had to wait, and ``replayed`` ones; the host's ``outbox``.
         """
         counts = dict(self._counts)
         return {
@@ -447,6 +494,7 @@ class DatabaseClient(Client):
             "slow_queries": self.slow.stats(),
             "stored": None if self._stored is None else self._stored.stats(),
             "pool": self._pool(),
+            **self._writing().stats(),
         }
 
     def _pool(self) -> dict[str, int] | None:
@@ -463,10 +511,11 @@ class DatabaseClient(Client):
         return {**figures, "exhausted_in_a_row": self._exhausted}
 
     def problems(self) -> list[str]:
-        """What is wrong with the pool."""
+        """What is wrong with the pool, and with what waits."""
+        waiting = self._writing().problems()
         found = self._pool()
         if found is None or self._exhausted < self.section.max_pool_failures:
-            return []
+            return waiting
         figures = ", ".join(
             f"{found[name]} {name.replace('_', ' ')}"
             for name in ("size", "checked_out", "overflow")
@@ -474,7 +523,8 @@ class DatabaseClient(Client):
         )
         return [
             f"{self._exhausted} calls in a row got no connection from the pool ({figures}): raise "
-            f"its size, or look for what keeps connections"
+            f"its size, or look for what keeps connections",
+            *waiting,
         ]
 
     # ------------------------------------------------------------------ ends
@@ -485,9 +535,14 @@ class DatabaseClient(Client):
         self.slow = SlowQueries()
         for sessions in self._all_sessions():
             sessions.forked()
+        if self._writes is not None:
+            self._writes.forked()
 
     def close(self) -> None:
-        """Listen to no engine any more, and close the connections of engines of its own."""
+        """Listen to no engine any more, and close the connections of engines of its own; what
+        waits stays on disk."""
+        if self._writes is not None:
+            self._writes.close()
         for events in list(self._events.values()):
             events.stop()
         self._events.clear()

@@ -15,11 +15,13 @@ from sqlalchemy.sql import Executable
 from ..errors import CircuitBreakerOpenException
 from ..policy import Outcome
 from .backoff import backoff
-from .database_errors import QueryTimeout, verdict
+from .database_errors import DatabaseOpenException, QueryTimeout, verdict
+from .database_outbox import WriteQueue
 from .database_statements import shown_of, targets_of
 from .database_stored import Asked
 from .database_values import Rows
 from .database_work import Params, Work
+from .database_writes import Written
 
 if TYPE_CHECKING:
     from .database import DatabaseClient
@@ -42,6 +44,7 @@ class Attempts:
         timeout: seconds for all attempts together.
         stores: whether the result is kept, and a kept one may answer.
         replica: whether the replica is asked first.
+        queue: where it waits if it cannot be carried out; None: it does not wait.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Attempts:
         timeout: float,
         stores: bool,
         replica: bool,
+        queue: WriteQueue | None,
     ) -> None:
         self._statement, self._params, self._dialect = statement, params, dialect
         self._client = client
@@ -64,7 +68,17 @@ class Attempts:
         self._made = 0
         self.on_replica = replica
         """Whether the next attempt, or the one that is under way, is the replica's."""
+        self._queue = queue
         self._work: Work | None = None
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it is worth looking, before the first attempt, for others that wait."""
+        return self._queue is not None and self._queue.some_may_wait
+
+    def behind(self) -> Written | None:
+        """Have it wait behind others; see ``WriteQueue.behind``."""
+        return None if self._queue is None else self._queue.behind(self._statement, self._params)
 
     def work(self) -> Work:
         """The next attempt, which is a call of its own."""
@@ -116,14 +130,17 @@ class Attempts:
         client.tally("retries")
         return wait
 
-    def instead(self, error: Exception) -> Rows:
-        """A kept result while the circuit is open.
+    def instead(self, error: Exception) -> Rows | Written:
+        """A kept result while the circuit is open; or a write that was refused waits.
 
         Raises:
             Exception: ``error``, if there is none.
         """
         client = self._client
         breaker = client.circuits[self._kind]
+        sent = self._work is not None and self._work.connected
+        if self._queue is not None and isinstance(error, DatabaseOpenException) and not sent:
+            return self._queue.instead(self._statement, self._params, error)
         stored = client.stored
         if stored is None or not self._stores or self._kind != "read":
             raise error

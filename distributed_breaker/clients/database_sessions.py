@@ -64,6 +64,7 @@ class Sessions:
         self.section = section
         self._opened = opened
         self._source: Any = None
+        self._lent: weakref.ref[Any] | None = None  # the engine of single sessions
         self._forget()
 
     def _forget(self) -> None:
@@ -91,6 +92,7 @@ class Sessions:
             others = tuple(pair for pair in _given.get() if pair[0]() not in (self, None))
             _given.set((*others, (weakref.ref(self), weakref.ref(source))))
             self._source = type(source)
+            self._lent = None if source.bind is None else weakref.ref(source.bind)
             return
         if source != self._source:
             self.close()
@@ -177,6 +179,24 @@ class Sessions:
             return None
         engine: AsyncEngine = self._own_async_maker(source).kw["bind"]
         return engine
+
+    def lasting(self) -> Engine | AsyncEngine | None:
+        """The engine whose connections any thread may use, wherever sessions come from; None: it
+        is not known, or there are several."""
+        source = self._source
+        if source is None and self.section.url is not None:
+            source = self._now(is_async=False)
+        if isinstance(source, URL):
+            source = self._own_maker(source)
+        if isinstance(source, type):
+            source = None if self._lent is None else self._lent()
+        elif isinstance(source, scoped_session | async_scoped_session):
+            source = getattr(source, "session_factory", None) or source.registry.createfunc
+        if isinstance(source, sessionmaker | async_sessionmaker):
+            source = None if source.kw.get("binds") else source.kw.get("bind")
+        if isinstance(source, Engine) and source.dialect.is_async:
+            return AsyncEngine(source)  # of a URL for whose database there is no blocking driver
+        return source if isinstance(source, Engine | AsyncEngine) else None
 
     def _own_maker(self, source: Engine | URL) -> Any:
         maker = self._maker

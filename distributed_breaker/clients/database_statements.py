@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Sequence, TextClause
+from sqlalchemy import Delete, Insert, Sequence, TextClause, Update
 from sqlalchemy.orm import Query
 from sqlalchemy.sql import Executable, visitors
 from sqlalchemy.sql.dml import UpdateBase
@@ -36,6 +36,8 @@ _WRITE = frozenset(
     {"INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "TRUNCATE", "CREATE", "DROP", "EXECUTE"}
 )
 _LOCK = frozenset({"UPDATE", "SHARE", "NO", "KEY"})  # after FOR
+_CHANGES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
+_VERBS = _CHANGES | _BEGIN_READS - {"WITH"}  # what WITH ends with
 # Functions that change something, of which it is known by their names.
 _CHANGING = re.compile(r"nextval|next_value|setval|pg_notify|lo_.*|dblink.*|load_extension")
 # Parameters as drivers write them, which are no SQL.
@@ -88,6 +90,35 @@ def _writes(part: Any, dialect: str) -> bool:
     if isinstance(part, TextClause):
         return _writing(part.text, dialect)
     return getattr(part, "_for_update_arg", None) is not None
+
+
+def only_changes(statement: Any, dialect: str) -> bool:
+    """Whether a statement is one INSERT, UPDATE, DELETE or MERGE that gives no rows back.
+
+    Args:
+        statement, dialect: see ``reads``.
+    """
+    if isinstance(statement, Insert | Update | Delete):
+        return not len(statement.exported_columns)
+    return isinstance(statement, TextClause) and _only_changes(statement.text, dialect)
+
+
+@lru_cache(MOST_REMEMBERED)
+def _only_changes(text: str, dialect: str) -> bool:
+    words = _words(text, dialect)
+    if words is None:
+        return False
+    if words[-1:] == [";"]:
+        words.pop()
+    depth, verb, before = 0, "", ""
+    for word in words:
+        if word == ";" or (word == "RETURNING" and before != ":"):
+            return False
+        depth += (word == "(") - (word == ")")
+        if not verb and depth == 0 and (word in _VERBS or not (before or word == "WITH")):
+            verb = word
+        before = word
+    return verb in _CHANGES
 
 
 def reads_text(text: str, dialect: str) -> bool:

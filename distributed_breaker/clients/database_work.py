@@ -24,6 +24,7 @@ from ..policy import Outcome
 from .database_errors import QueryTimeout, refused, sqlstate, verdict
 from .database_limits import tell, told, watched
 from .database_values import Rows
+from .database_writes import Written
 
 if TYPE_CHECKING:
     from .database import DatabaseClient
@@ -254,7 +255,7 @@ class Work:
         if own_rows or not getattr(result, "returns_rows", True):
             # Rows that the ORM has asked for are its own, and its bulk operations know no count.
             sets = 1 if isinstance(params, Mapping) else len(params or ())
-            return max(getattr(result, "rowcount", sets), 0)
+            return Written(max(getattr(result, "rowcount", sets), 0))
         names = tuple(result.keys())
         return Rows(dict(zip(names, row, strict=True)) for row in result)
 

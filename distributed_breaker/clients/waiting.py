@@ -15,6 +15,7 @@ from ..breaker import CircuitBreaker
 from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Replayed, Written
 from ..process import OwnLock
 from ..workers import start_thread
+from .client import users_folder
 
 SOON, LATER = 0.1, 1.0  # s between two rounds: while something waits, and else
 MOST, LONGEST = 1_000, 5.0  # deliveries, and seconds, in one round
@@ -23,6 +24,12 @@ MOST_SEEN = 10_000  # keys that are remembered between two writes
 FEW, SHORT = 20, 0.2  # the same where a caller has to wait for the round
 
 log = logging.getLogger("distributed_breaker")
+
+
+def outbox_of(name: str, path: str | None, **bounds: Any) -> Outbox:
+    """Where what a client cannot deliver waits: in its file, or in one of this user's."""
+    state = users_folder("XDG_STATE_HOME", ".local/state")
+    return Outbox(path or state / name / "outbox.db", backoff_max=5.0, **bounds)
 
 
 class Waiting:

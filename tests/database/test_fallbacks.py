@@ -242,7 +242,7 @@ def test_reading_only_by_hand(client: DatabaseClient) -> None:
     client.enter_read_only(reason="maintenance")
     assert client.read_only
     with pytest.raises(DatabaseOpenException):
-        client.execute_query("DELETE FROM cats")
+        client.execute_query("DELETE FROM cats RETURNING id")
     with pytest.raises(DatabaseOpenException), client.transaction():
         raise AssertionError
     assert client.execute_query("SHOW transaction_read_only") == [{"transaction_read_only": "on"}]
@@ -263,7 +263,7 @@ def test_slow_queries_end_writing(start: Start, url: str) -> None:
         client.execute_query("SELECT pg_sleep(0.1)")
     assert client.read_only
     with pytest.raises(DatabaseOpenException):
-        client.execute_query(slow, {"id": 3})
+        client.execute_query(f"{slow} RETURNING id", {"id": 3})
     assert len(client.execute_query("SELECT * FROM cats")) == 2, "reads go on"
     found = client.stats()["slow_queries"]
     assert found["count"] == 4
