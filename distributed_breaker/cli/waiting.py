@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from .. import config
-from ..clients.cache import CacheClient
-from ..clients.cache_base import outbox_of
+from ..clients.cache_base import outbox_of as caches_outbox
+from ..clients.waiting import outbox_of
 from ..fallback.outbox import Outbox
 from ..monitoring.report import iso
-from ..sections import circuit_names
 from ..services import Services
 from .options import Environment, File, Json, OneService
 from .terminal import HEALTHY, UNHEALTHY, USAGE, FailureError, show_json
 
 Parked = Annotated[bool, typer.Option("--parked", help="Only what was put aside.")]
+KINDS = ("cache", "database")  # of clients whose changes wait
 LIMIT = 100
 LONGEST = 1.0  # s that a replay waits for a topic that is left alone
 
@@ -78,9 +78,8 @@ def replay(
     it by themselves. Exits with 1 if something still waits."""
     done: dict[str, Any] = {}
     with closing(Services(file, environment=environment)) as services:
-        for name in _caches(services.configuration, service):
-            client = services.client("cache", name.partition(".")[0])
-            assert isinstance(client, CacheClient)
+        for name, kind in _clients(services.configuration, service):
+            client: Any = services.client(kind, name.partition(".")[0])
             if parked:
                 client.outbox.retry(topic=name)
             replayed = client.replay()
@@ -126,20 +125,30 @@ def purge(
 # ---------------------------------------------------------------------------- finding them
 
 
-def _caches(configuration: config.Configuration, service: str | None) -> list[str]:
-    with_cache = [s for s, parts in configuration.services.items() if parts.cache is not None]
-    if service is not None and service not in with_cache:
-        raise FailureError(f"service {service!r} has no cache", USAGE, with_cache)
-    chosen = with_cache if service is None else [service]
-    return [name for one in chosen for name in circuit_names(one, "cache").values()]
+def _clients(configuration: config.Configuration, service: str | None) -> list[tuple[str, str]]:
+    """Those whose changes wait: names and kinds."""
+    found = [
+        (f"{one}.{kind}", kind)
+        for one, parts in configuration.services.items()
+        for kind in KINDS
+        if getattr(parts, kind) is not None and service in (None, one)
+    ]
+    if service is not None and not found:
+        every = {name.partition(".")[0] for name, _ in _clients(configuration, None)}
+        raise FailureError(f"service {service!r} has nothing that waits", USAGE, sorted(every))
+    return found
 
 
 def _outboxes(
     file: File, environment: Environment, service: str | None
 ) -> Iterator[tuple[str, Outbox]]:
     values = config.load(file, environment=environment).configuration
-    for name in _caches(values, service):
-        section = values.services[name.partition(".")[0]].cache
-        assert section is not None
-        with closing(outbox_of(name, section)) as outbox:
+    for name, kind in _clients(values, service):
+        section = getattr(values.services[name.partition(".")[0]], kind)
+        found = (
+            caches_outbox(name, section)
+            if kind == "cache"
+            else outbox_of(name, section.outbox_path)
+        )
+        with closing(found) as outbox:
             yield name, outbox

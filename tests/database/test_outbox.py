@@ -61,7 +61,9 @@ from sqlalchemy.orm import (
     scoped_session,
     sessionmaker,
 )
+from typer.testing import CliRunner
 
+from distributed_breaker.cli.app import app
 from distributed_breaker.clients.database import DatabaseClient, DatabaseOpenException, Written
 from distributed_breaker.clients.database_replay import KEPT, TABLE
 from distributed_breaker.clients.database_statements import only_changes
@@ -839,3 +841,18 @@ def test_a_server_that_has_stopped(
     assert [entry.attempts for entry in client.outbox.entries()] == []
     assert not list(engine.dispatch.before_cursor_execute)
     engine.dispose()
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def test_the_command(start: Start, lite: str, tmp_path: Path) -> None:
+    file = written(tmp_path, with_log(lite), 3)
+    said = CliRunner().invoke(app, ["outbox", "list", "--config", file])
+    assert f"{NAME}: 3 wait, 0 parked ({tmp_path / 'o.db'})" in said.output
+    ids = ["--id", "1"]
+    said = CliRunner().invoke(app, ["outbox", "purge", "-s", "api", "--config", file, *ids])
+    assert f"{NAME}: 1 thrown away" in said.output
+    said = CliRunner().invoke(app, ["outbox", "replay", "--config", file])
+    assert (said.exit_code, said.output) == (0, f"{NAME}: 2 carried out, 0 still wait\n")
+    assert words(start(lite)) == ["1", "2"]
