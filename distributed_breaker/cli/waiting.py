@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import config
-from ..clients.cache_base import outbox_of as caches_outbox
+from ..clients.cache_base import cache_outbox
 from ..clients.waiting import outbox_of
 from ..fallback.outbox import Outbox
 from ..monitoring.report import iso
@@ -146,9 +146,7 @@ def _outboxes(
     for name, kind in _clients(values, service):
         section = getattr(values.services[name.partition(".")[0]], kind)
         found = (
-            caches_outbox(name, section)
-            if kind == "cache"
-            else outbox_of(name, section.outbox_path)
+            cache_outbox(name, section) if kind == "cache" else outbox_of(name, section.outbox_path)
         )
         with closing(found) as outbox:
             yield name, outbox

@@ -41,7 +41,7 @@ from .redis_guard import (
     unwell,
 )
 from .redis_once import client_of
-from .waiting import Waiting
+from .waiting import Waiting, outbox_of
 
 MISSING: Any = object()
 # What a round ignores, since the next one tries again.
@@ -62,7 +62,7 @@ class CacheBase(Driver, Client):
         self._use_prefix()
         self._connect()
         self._tiers = _tiers(self.section, folder_of(self.name, self.section))
-        outbox = outbox_of(self.name, self.section)
+        outbox = cache_outbox(self.name, self.section)
         self._queue = Waiting(outbox, self.name, self._breaker, self._deliver, self._learn_lives)
         self._lives: deque[tuple[str, bytes]] = deque(maxlen=MOST_LIVES)
         self._flights: dict[str, Future[Any]] = {}
@@ -257,13 +257,9 @@ def folder_of(name: str, section: Cache) -> Path:
     return base / f"{name}-{mark}"
 
 
-def outbox_of(name: str, section: Cache) -> Outbox:
-    """Where a cache's changes wait."""
-    path = section.outbox_path
-    if not path:
-        state = users_folder("XDG_STATE_HOME", ".local/state")
-        path = str(state / folder_of(name, section).name / "outbox.db")
-    return Outbox(path, backoff_max=5.0)
+def cache_outbox(name: str, section: Cache) -> Outbox:
+    """Where a cache's changes wait; those of another Redis or prefix wait elsewhere."""
+    return outbox_of(folder_of(name, section).name, section.outbox_path)
 
 
 def _tiers(section: Cache, folder: Path) -> Tiers | None:

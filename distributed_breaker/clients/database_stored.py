@@ -8,6 +8,7 @@ of a file's change, for each table that it names.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Hashable, Iterable
@@ -42,8 +43,8 @@ class Asked(NamedTuple):
         Raises:
             TypeError: a parameter is of a type that has no text.
         """
-        params = encode(self.params, sort=True)
-        return hashlib.sha256(b"%s\0%s" % (self.text.encode(), params)).hexdigest()
+        params = json.dumps(encode(self.params))
+        return hashlib.sha256(f"{self.text}\0{params}".encode()).hexdigest()
 
 
 class StoredReads:
@@ -97,7 +98,9 @@ class StoredReads:
             began: when that began, in seconds since the epoch.
         """
         with suppress(TypeError, ValueError):
-            data = encode(rows)
+            names = list(rows[0]) if rows else []
+            values = [encode([row[name] for name in names]) for row in rows]
+            data = json.dumps([names, *values], separators=(",", ":")).encode()
             if len(data) <= LARGEST:
                 end = max(self.fresh, self.stale)
                 entry = Entry(data, began, began + self.fresh, began + end)
@@ -108,7 +111,8 @@ class StoredReads:
         with suppress(TypeError, ValueError):
             hit = self._tiers.get(asked.key, stale=True)
             if hit is not None and self._is_right(asked, hit.entry.written):
-                rows = Rows(decode(hit.entry.data))
+                names, *values = json.loads(hit.entry.data)
+                rows = Rows(dict(zip(names, decode(row), strict=True)) for row in values)
                 rows.stale, rows.age = True, hit.age
                 return rows
         return None

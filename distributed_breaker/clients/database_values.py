@@ -1,14 +1,16 @@
-"""Rows and parameters, and JSON from which their values come back as they were."""
+"""Rows, and values of rows and parameters as JSON, from which they come back as they were."""
 
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+import datetime
+import decimal
+import enum
+import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
+
+from ..fallback.outbox import JsonValue
 
 
 class Rows(list[dict[str, Any]]):
@@ -23,64 +25,94 @@ class Rows(list[dict[str, Any]]):
     age: float | None = None
 
 
-_MARK = "$type"
-_TO: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    datetime: ("datetime", datetime.isoformat),
-    date: ("date", date.isoformat),
-    time: ("time", time.isoformat),
-    timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
-    Decimal: ("decimal", str),
-    UUID: ("uuid", str),
-    bytes: ("bytes", lambda v: base64.b64encode(v).decode()),
-    memoryview: ("bytes", lambda v: base64.b64encode(v).decode()),
+class NotKept(TypeError):
+    """A value of a kind that has no text here.  The message names the remedy, and no value."""
+
+
+_MICROSECOND = datetime.timedelta(microseconds=1)
+
+# By its type: the tag, and how a value becomes text and comes back.
+_TAGS: dict[type, tuple[str, Callable[[Any], str], Callable[[str], Any]]] = {
+    bytes: (
+        "bytes",
+        lambda value: base64.b64encode(value).decode(),
+        lambda text: base64.b64decode(text, validate=True),
+    ),
+    datetime.datetime: ("datetime", lambda v: v.isoformat(), datetime.datetime.fromisoformat),
+    datetime.date: ("date", lambda v: v.isoformat(), datetime.date.fromisoformat),
+    datetime.time: ("time", lambda v: v.isoformat(), datetime.time.fromisoformat),
+    datetime.timedelta: (
+        "timedelta",
+        lambda value: str(value // _MICROSECOND),
+        lambda text: int(text) * _MICROSECOND,
+    ),
+    decimal.Decimal: ("decimal", str, decimal.Decimal),
+    uuid.UUID: ("uuid", str, uuid.UUID),
+    float: ("float", repr, float),  # only those that JSON has no word for
 }
-_FROM: dict[str, Callable[[Any], Any]] = {
-    "datetime": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "timedelta": lambda parts: timedelta(*parts),
-    "decimal": Decimal,
-    "uuid": UUID,
-    "bytes": base64.b64decode,
-}
+_BACK = {tag: back for tag, _, back in _TAGS.values()}
 
 
-def encode(value: Any, *, sort: bool = False) -> bytes:
-    """A value as JSON.
-
-    Args:
-        value: of what JSON has, dates, times, Decimal, UUID and bytes.
-        sort: dictionaries by their keys, so that equal ones have equal texts.
+def encode(value: Any) -> JsonValue:
+    """A value as JSON that gives it back.
 
     Raises:
-        TypeError: something in it has no such text.
+        NotKept: it is of a kind that cannot be kept.
     """
-    made = 0
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, enum.Enum):
+        # What a driver makes of one depends on what it has been told of the type.
+        raise _unknown(value, "give its value, or a column of SQLAlchemy's type Enum")
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, float) and value - value == 0:
+        return float(value)
+    if isinstance(value, list):
+        return [encode(one) for one in value]
+    if isinstance(value, tuple):
+        return {"": "tuple", "of": [encode(one) for one in value]}
+    if isinstance(value, Mapping):
+        pairs: list[JsonValue] = [[encode(key), encode(one)] for key, one in value.items()]
+        return {"": "dict", "of": pairs}
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    for kind, (tag, there, back) in _TAGS.items():
+        if isinstance(value, kind):
+            text = there(value)
+            try:
+                back(text)  # a subclass may have words of its own
+            except (ValueError, ArithmeticError):
+                break
+            return {"": tag, "of": text}
+    raise _unknown(value, "give it as text, a number, bytes, a date or the like")
 
-    def tagged(value: Any) -> dict[str, Any]:
-        nonlocal made
-        made += 1
-        return _tagged(value)
 
-    text = json.dumps(value, default=tagged, sort_keys=sort, separators=(",", ":"))
-    if text.count(_MARK) != made:
-        raise TypeError(f"it has {_MARK!r} in it, which is the mark of what JSON has not")
-    return text.encode()
+def _unknown(value: Any, remedy: str) -> NotKept:
+    return NotKept(f"is a {type(value).__name__}, which cannot be kept on disk: {remedy}")
 
 
-def decode(data: bytes) -> Any:
-    """What was encoded."""
-    return json.loads(data, object_hook=_untagged)
+def decode(value: JsonValue) -> Any:
+    """The value that ``encode`` was given.
+
+    Raises:
+        ValueError, TypeError, KeyError, ArithmeticError: it is none of ``encode``'s.
+    """
+    if isinstance(value, list):
+        return [decode(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    tag, of = value[""], value["of"]
+    if tag == "tuple":
+        return tuple(decode(one) for one in _list(of))
+    if tag == "dict":
+        return {decode(key): decode(one) for key, one in map(_list, _list(of))}
+    return _BACK[str(tag)](str(of))
 
 
-def _tagged(value: Any) -> dict[str, Any]:
-    found = _TO.get(type(value))
-    if found is None:
-        raise TypeError(f"a {type(value).__name__} cannot be kept as JSON")
-    name, text = found
-    return {_MARK: name, "is": text(value)}
-
-
-def _untagged(found: dict[str, Any]) -> Any:
-    kind = found.get(_MARK)
-    return found if kind is None else _FROM[kind](found["is"])
+def _list(value: JsonValue) -> list[JsonValue]:
+    if not isinstance(value, list):
+        raise TypeError(f"a list is expected, not a {type(value).__name__}")
+    return value

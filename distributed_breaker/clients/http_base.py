@@ -6,24 +6,23 @@ import functools
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
-from ..fallback.outbox import Entry, Outbox
+from ..fallback.outbox import Entry
 from ..permit import Permit
 from ..policy import Outcome, check_circuit
 from ..process import OwnLock, follow_process
 from ..sections import Circuit, HttpType
-from .client import ManyHosts, users_folder
+from .client import ManyHosts
 from .driving import Ask, Driver, What
 from .http_answers import InvalidAnswer, Judge, origin_of, shown
 from .http_counts import Counts
 from .http_network import Bounds, bounds
 from .http_stored import Stored
-from .waiting import Waiting
+from .waiting import Waiting, outbox_of
 
 MISSING: Any = object()
 LATE = "the answer was not whole when the call's total_timeout was over"
@@ -327,14 +326,9 @@ class HttpBase(ManyHosts):
         if self._waiting is None:
             with self._lock:
                 if self._waiting is None:
-                    outbox = Outbox(self._outbox_path(), backoff_max=5.0)
+                    outbox = outbox_of(self.name, self.section.outbox_path)
                     self._waiting = Waiting(outbox, self.name, self._main, self._deliver)
         return self._waiting
-
-    def _outbox_path(self) -> Path:
-        if self.section.outbox_path:
-            return Path(self.section.outbox_path)
-        return users_folder("XDG_STATE_HOME", ".local/state") / self.name / "outbox.db"
 
     def _deliver(self, entry: Entry) -> object:
         """Send a request that has waited."""

@@ -18,7 +18,7 @@ from ..fallback.outbox import Entry, JsonValue, Outbox, OutboxError, Parked
 from ..policy import Outcome, Policy
 from ..process import follow_process
 from ..sections import Cache
-from .cache_base import outbox_of
+from .cache_base import cache_outbox
 from .client import Client
 from .waiting import Waiting
 
@@ -132,7 +132,7 @@ class TaskClient(Client):
     section: Cache
 
     def _begin(self) -> None:
-        beside = Path(outbox_of(self.name, self.section).path)
+        beside = Path(cache_outbox(self.name, self.section).path)
         outbox = Outbox(beside.with_name("tasks.db"))
         self.queue = TaskQueue(self.explicit["app"], self.breaker, outbox)
 

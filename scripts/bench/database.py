@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +29,8 @@ METHOD = (
     "One client, one PostgreSQL on a unix socket, one row that is looked up by its key and comes "
     "as a dictionary. A bare one is `Session(engine)` with one `execute`, on an engine with the "
     "same `statement_timeout`. What `execute_query` adds is its time less that of a bare one, "
-    "round by round. An open circuit answers from this process's memory."
+    "round by round. An open circuit answers from this process's memory. Writes wait one by one, "
+    "each synced to disk, while their circuit is open; then it is closed."
 )
 
 
@@ -85,7 +87,32 @@ def run(setting: Setting) -> Topic:
         case = Case("open", "ours(s, p, read_only=True)", names, ANSWERING)
         spread = Spread.of(measure([case], count, asyncio.run)["open"])
         rows.append(Row("a kept result, circuit open", "µs", spread))
+        client.circuits["read"].reset()
+        rows += _waiting(client, setting.count(300, 1_000))
     return Topic("database", "The database client", METHOD, rows)
+
+
+def _waiting(client: DatabaseClient, writes: int) -> list[Row]:
+    """Writes that wait, and how long it takes to carry them out."""
+    statement = text("INSERT INTO cats VALUES (:id, 'Kit')")
+    breaker = client.circuits["write"]
+    breaker.force_open(ttl=600)
+    took = []
+    for number in range(2, writes + 2):
+        start = time.perf_counter()
+        client.execute_query(statement, {"id": number})
+        took.append((time.perf_counter() - start) * 1e3)
+    breaker.reset()
+    start = time.perf_counter()
+    while client.outbox.waiting(client.name) and time.perf_counter() - start < 60:
+        time.sleep(0.01)
+    seconds = Spread.exactly(time.perf_counter() - start)
+    rows = client.execute_query("SELECT count(*) AS n FROM cats")
+    assert rows == [{"n": writes + 1}], rows
+    return [
+        Row("a write while the circuit is open, synced", "ms", Spread.of(took)),
+        Row(f"{writes:,} waiting writes are carried out", "s", seconds, target="≤ 2"),
+    ]
 
 
 def _client(url: str, folder: Path) -> DatabaseClient:

@@ -67,7 +67,7 @@ from distributed_breaker.cli.app import app
 from distributed_breaker.clients.database import DatabaseClient, DatabaseOpenException, Written
 from distributed_breaker.clients.database_replay import KEPT, TABLE
 from distributed_breaker.clients.database_statements import only_changes
-from distributed_breaker.clients.database_writes import CannotWait, decode, encode
+from distributed_breaker.clients.database_values import NotKept, decode, encode
 from distributed_breaker.fallback.outbox import OutboxError, Replayed
 from distributed_breaker.services import Services
 from scripts.postgres import Postgres, why_missing
@@ -156,7 +156,7 @@ def test_values_that_are_nearly_plain() -> None:
     assert type(encode(Markup("<b>"))) is str
     assert decode(encode(bytearray(b"\0a"))) == decode(encode(memoryview(b"\0a"))) == b"\0a"
     for value in (object(), {1, 2}, enum.Enum("Size", "small").small):  # type: ignore[attr-defined]
-        with pytest.raises(CannotWait, match=f"is a {type(value).__name__}, which cannot wait"):
+        with pytest.raises(NotKept, match=f"is a {type(value).__name__}, which cannot be kept"):
             encode([value])
 
 
@@ -417,7 +417,7 @@ def test_what_cannot_wait_is_refused(start: Start, server: str) -> None:
         (
             ADD,
             {"word": object()},
-            "the parameter 'word' is a object, which cannot wait on disk",
+            "the parameter 'word' is a object, which cannot be kept on disk",
         ),
         (ADD, {"word": ["secret", {"secret"}]}, "the parameter 'word' is a set"),
         (ADD, {}, "it cannot be compiled: InvalidRequestError"),

@@ -8,18 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from distributed_breaker.clients.database_statements import names_of, targets_of
 from distributed_breaker.clients.database_stored import Asked, StoredReads
-from distributed_breaker.clients.database_values import decode, encode
 
 CATS = Asked("SELECT name FROM cats WHERE id = %(id)s", {"id": 1}, "postgresql")
 ROWS: list[dict[str, Any]] = [{"name": "Tom"}]
@@ -40,29 +37,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-    | st.binary() | st.datetimes() | st.dates() | st.times() | st.timedeltas() | st.uuids()
-    | st.decimals(allow_nan=False),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
-)  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.dictionaries(st.text(), VALUES))
-def test_each_value_comes_back_as_it_was(row: dict[str, Any]) -> None:
-    if "$type" in repr(row):
-        with pytest.raises(TypeError):
-            encode(row)
-    else:
-        assert decode(encode(row)) == row
-
-
-@pytest.mark.parametrize("value", [object(), {1, 2}, {"$type": "date"}, "$type", 1j])
+@pytest.mark.parametrize("value", [object(), {1, 2}, 1j])
 def test_what_has_no_text_is_not_kept(start: Start, value: Any) -> None:
-    with pytest.raises(TypeError):
-        encode([value])
     stored = start()
     stored.keep(CATS, [{"name": value}], time.time())
     assert stored.find(CATS) is None
@@ -149,7 +125,7 @@ def test_marks_are_few(start: Start, tmp_path: Path) -> None:
 def test_keys_are_the_same_in_every_process() -> None:
     ask = (
         "from distributed_breaker.clients.database_stored import Asked\n"
-        "print(Asked('SELECT 1', {'b': {'y': 1, 'x': 2}, 'a': 'ü'}, 'sqlite').key)"
+        "print(Asked('SELECT 1', {'b': {'y': 1, 'x': {2}.pop()}, 'a': 'ü'}, 'sqlite').key)"
     )
     keys = {
         subprocess.run(
@@ -187,7 +163,3 @@ def test_what_a_read_may_depend_on() -> None:
     assert names is not None
     assert {"CATS", "DOGS"} <= names
     assert "MICE" not in names
-
-
-def test_a_day_is_a_day() -> None:
-    assert decode(encode(timedelta(days=-1, microseconds=1))) == timedelta(days=-1, microseconds=1)
