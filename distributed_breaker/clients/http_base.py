@@ -198,15 +198,18 @@ class HttpBase(ManyHosts):
         self.auth: tuple[str, str] | None = None
         self.judge: Judge | None = None
         self._hosts: dict[str, CircuitBreaker] = {}
-        self.counts = Counts()
-        # What the first requests will have earned is lent them.
-        self._tokens, self._seen = BURST * self.section.retry_budget, BURST
+        self._count_anew()
         self._slowness = 0.0
         self._stored = Stored()
         self._waiting: Waiting | None = None
         self._origin: tuple[str, str, int] | None = None
         self._set_origin()
         follow_process(self)
+
+    def _count_anew(self) -> None:
+        self.counts = Counts()
+        # What the first requests will have earned is lent them.
+        self._tokens, self._seen = BURST * self.section.retry_budget, BURST
 
     @property
     def breaker(self) -> CircuitBreaker:
@@ -367,7 +370,7 @@ class HttpBase(ManyHosts):
     def forked(self) -> None:
         """A child makes locks, connections and a thread of its own."""
         self.__dict__.pop("_lock", None)
-        self.counts = Counts()
+        self._count_anew()
         if self._waiting is not None:
             self._waiting.forked()
 

@@ -72,6 +72,18 @@ def test_attempts_are_bounded_by_number_time_budget_and_circuit(
     assert client.stats()["retries_over_budget"] == 100 - retries
 
 
+def test_a_forks_child_earns_retries_by_its_own_requests(start: Start, service: Service) -> None:
+    """Pinned: they counted anew, and its budget went on with its parent's."""
+    client = start(max_retries=1, retry_budget=0.05)
+    client.counts.add("requests", 10_000)
+    assert client.may_retry()
+    client.forked()
+    client.counts.add("requests", 200)
+    assert [client.may_retry() for _ in range(6)] == [True] * 5 + [False]
+    client.counts.add("requests", 100)
+    assert [client.may_retry() for _ in range(6)] == [True] * 5 + [False]
+
+
 def test_a_short_retry_after_is_waited_for(start: Start, service: Service) -> None:
     service.scripts["/x"] = [answer(500, Retry_After="1"), answer(200)]
     begun = time.monotonic()
