@@ -34,7 +34,7 @@ from .database_events import EngineEvents
 from .database_outbox import WriteQueue
 from .database_query import Attempts, SlowQueries
 from .database_sessions import Sessions
-from .database_statements import needs_no_session, only_changes, reads, targets_of
+from .database_statements import needs_no_session, only_changes, reads
 from .database_stored import StoredReads
 from .database_transaction import MOST_TEXTS, Transaction
 from .database_work import Params, Work, current
@@ -238,7 +238,8 @@ class DatabaseClient(Client):
         is_async: bool,
     ) -> Attempts:
         dialect = self._sessions.dialect(is_async=is_async)
-        kind = self.kind_of(statement, "" if dialect is None else dialect.name)
+        language = "" if dialect is None else dialect.name
+        kind = self.kind_of(statement, language)
         if outer is not None:
             read_only = read_only or outer.read_only
             timeout = outer.timeout if timeout is None else timeout
@@ -256,10 +257,13 @@ class DatabaseClient(Client):
             read_only = read_only or self.read_only
             # What has begun a transaction must see its own writes.
             replica = "replica" in self.circuits and not self._sessions.begun(is_async=is_async)
-        elif outer is None and self.section.enable_write_queue:
-            waits = only_changes(statement, "" if dialect is None else dialect.name)
-            if waits and not self._sessions.begun(is_async=is_async):
-                queue = self._writing()
+        elif (
+            outer is None
+            and self.section.enable_write_queue
+            and only_changes(statement, language)
+            and not self._sessions.begun(is_async=is_async)
+        ):
+            queue = self._writing()
         seconds = self._time(kind, timeout)
         return Attempts(
             self, statement, params, dialect, kind, read_only, seconds, stores, replica, queue
@@ -269,9 +273,11 @@ class DatabaseClient(Client):
         if not made.on_replica:
             return self._sessions
         if self._replica is None:
-            replica = Sessions(self.name, self.section, self._opened)
-            replica.use(self.section.read_url)
-            self._replica = replica
+            with self._lock:
+                if self._replica is None:
+                    replica = Sessions(self.name, self.section, self._opened)
+                    replica.use(self.section.read_url)
+                    self._replica = replica
         return self._replica
 
     # ------------------------------------------------------------------ transactions
@@ -346,13 +352,11 @@ class DatabaseClient(Client):
 
     def _wrote(self, work: Transaction) -> None:
         """A transaction is over: of what it may have written to nothing is kept any more."""
+        if self.stored is None or not work.texts:
+            return
         dialect = work.session.get_bind().dialect.name
         texts = [text for text in work.texts if not reads(text, dialect)]
-        if self.stored is None or not texts:
-            return
-        targets = [targets_of(text, dialect) for text in texts]
-        known = len(work.texts) < MOST_TEXTS and all(targets)
-        self.stored.wrote(frozenset().union(*filter(None, targets)) if known else None)
+        self.stored.sent(texts, dialect, all_of_them=len(work.texts) < MOST_TEXTS)
 
     def _may_nest(self, outer: Transaction, read_only: bool) -> None:
         if read_only is not outer.read_only:

@@ -181,7 +181,8 @@ class WriteQueue:
             try:
                 transact(self._client, engine, batch)
             finally:
-                self._forget(batch.texts, engine.dialect.name)
+                if self._client.stored is not None:
+                    self._client.stored.sent(batch.texts, engine.dialect.name)
         except DatabaseOpenException:
             raise
         except Exception as error:
@@ -202,14 +203,6 @@ class WriteQueue:
         elif took < QUICK:
             self._size = min(MOST, self._size * 2)
         self._carried_out = frozenset(entry.uid for entry in entries)
-
-    def _forget(self, texts: list[str], dialect: str) -> None:
-        """Rows that were read from tables that have been written to are not kept any more."""
-        stored = self._client.stored
-        if stored is None or not texts:
-            return
-        targets = [targets_of(text, dialect) for text in texts]
-        stored.wrote(frozenset().union(*filter(None, targets)) if all(targets) else None)
 
     def _stopped(self, error: Exception) -> DatabaseOpenException:
         """What ends a replay without being held against any write."""

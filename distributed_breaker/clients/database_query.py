@@ -17,7 +17,7 @@ from ..policy import Outcome
 from .backoff import backoff
 from .database_errors import DatabaseOpenException, QueryTimeout, verdict
 from .database_outbox import WriteQueue
-from .database_statements import shown_of, targets_of
+from .database_statements import shown_of
 from .database_stored import Asked
 from .database_values import Rows
 from .database_work import Params, Work
@@ -161,7 +161,10 @@ class Attempts:
             return
         if self._kind == "write" and client.stored is not None:
             text = self._text()
-            client.stored.wrote(None if text is None else targets_of(*text))
+            if text is None:
+                client.stored.wrote(None)
+            else:
+                client.stored.sent([text[0]], text[1])
         section, seconds = client.section, work.seconds
         if section.enable_query_analysis and seconds >= section.slow_query_threshold:
             text = self._text()

@@ -35,7 +35,6 @@ from ..policy import Outcome
 from ..sections import DAY
 from .database_errors import sqlstate, verdict
 from .database_transaction import Transaction
-from .database_work import WORK
 from .database_writes import CannotWait, Statement, take_up
 
 if TYPE_CHECKING:
@@ -92,19 +91,9 @@ def _unit(client: DatabaseClient) -> Replaying:
 
 
 class Replaying(Transaction):
-    """A transaction that watches its statements itself.
+    """A transaction that watches its statements itself."""
 
-    To listen to the engine's would slow down whoever uses it, from then on.
-    """
-
-    @contextmanager
-    def _on(self, connection: Connection) -> Iterator[None]:
-        setattr(connection, WORK, self)
-        try:
-            yield
-        finally:
-            self.statement_ends()
-            setattr(connection, WORK, None)
+    _listens = False
 
     @contextmanager
     def watching(self, connection: Connection) -> Iterator[None]:

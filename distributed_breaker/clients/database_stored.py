@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..fallback.disk import DiskTier
 from ..fallback.memory import Entry
 from ..fallback.tiers import Tiers
-from .database_statements import names_of
+from .database_statements import names_of, targets_of
 from .database_values import Rows, decode, encode
 
 MOST_ITEMS, MOST_BYTES, MOST_ON_DISK = 10_000, 64 * 2**20, 512 * 2**20
@@ -141,6 +141,19 @@ class StoredReads:
                 path = self._folder / bucket
                 path.touch()
                 os.utime(path, (now, now))
+
+    def sent(self, texts: Collection[str], dialect: str, *, all_of_them: bool = True) -> None:
+        """Writes are over, however they ended.
+
+        Args:
+            texts: theirs.
+            dialect: SQLAlchemy's name of it.
+            all_of_them: False: there were others, of which nothing is known.
+        """
+        if texts:
+            targets = [targets_of(text, dialect) for text in texts]
+            known = all_of_them and all(targets)
+            self.wrote(frozenset().union(*filter(None, targets)) if known else None)
 
     def stats(self) -> dict[str, Any]:
         """Counts, and what is held, by tier."""

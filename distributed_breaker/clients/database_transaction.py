@@ -35,6 +35,8 @@ class Transaction(Work):
 
     session: Session
     async_session: AsyncSession | None = None
+    # Whether SQLAlchemy tells of its statements, which slows down whoever uses the engine.
+    _listens = True
 
     def __init__(
         self, client: DatabaseClient, breaker: CircuitBreaker, timeout: float, read_only: bool
@@ -47,7 +49,8 @@ class Transaction(Work):
 
     @contextmanager
     def _on(self, connection: Connection) -> Iterator[None]:
-        self.client.seen(connection.engine, statements=True)
+        if self._listens:
+            self.client.seen(connection.engine, statements=True)
         setattr(connection, WORK, self)
         try:
             yield

@@ -47,6 +47,11 @@ def timed(phase: str) -> Iterator[None]:
     """Count how long a phase takes, if it comes to its end."""
     begun = time.monotonic()
     yield
+    took(phase, begun)
+
+
+def took(phase: str, begun: float) -> None:
+    """Count a phase that has ended now; ``begun`` in monotonic seconds."""
     counts = bounds.get().counts
     if counts is not None:
         counts.took(phase, time.monotonic() - begun)

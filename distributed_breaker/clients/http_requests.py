@@ -21,7 +21,7 @@ from ..errors import CircuitBreakerOpenException
 from ..permit import Permit
 from .http_answers import InvalidAnswer, InvalidRequest, PrivateHost, origin_of
 from .http_base import LATE, Attempts, Call, InTime, Options, Wire
-from .http_network import addresses, bounds, left, timed, with_deadline
+from .http_network import addresses, bounds, left, timed, took, with_deadline
 
 PIECE = 65_536  # bytes that are read at a time
 
@@ -100,9 +100,7 @@ class _ConnectingTls(_Connecting, HTTPSConnection):
 
     def connect(self) -> None:
         super().connect()
-        counts = bounds.get().counts
-        if counts is not None:
-            counts.took("tls", time.monotonic() - self._opened)
+        took("tls", self._opened)
 
 
 class _Pool(HTTPConnectionPool):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -17,6 +20,7 @@ from distributed_breaker.clients.database import (
     DatabaseOpenException,
     QueryTimeout,
 )
+from distributed_breaker.clients.database_sessions import Sessions
 from scripts.postgres import Postgres
 from tests.database.conftest import BRITTLE, Start, counts
 from tests.database.test_queries import CATS, Cat
@@ -335,3 +339,26 @@ def test_a_session_that_has_begun_sees_its_own_writes(start: Start, url: str, re
         session.execute(insert(CATS).values(id=1, name="Tom"))
         assert client.execute_query("SELECT name FROM cats") == [{"name": "Tom"}]
     engine.dispose()
+
+
+def test_threads_share_one_pool_of_the_replica(
+    start: Start, lite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned: those that came first at once had one each, and all but one were never closed."""
+    client = start(lite, read_url=lite)
+    both, use = threading.Barrier(2), Sessions.use
+
+    def together(sessions: Sessions, source: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
+        use(sessions, source)
+
+    monkeypatch.setattr(Sessions, "use", together)
+
+    def found() -> Sessions:
+        attempts = client._attempts("SELECT 1", None, False, None, None, None, is_async=False)
+        return client._sessions_of(attempts)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = [asked.result() for asked in (pool.submit(found), pool.submit(found))]
+    assert one is other
