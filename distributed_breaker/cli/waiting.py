@@ -79,7 +79,14 @@ def replay(
     done: dict[str, Any] = {}
     with closing(Services(file, environment=environment)) as services:
         for name, kind in _clients(services.configuration, service):
-            client: Any = services.client(kind, name.partition(".")[0])
+            done[name] = {"carried_out": 0, "waiting": 0}
+            with closing(_outbox(services.configuration, name, kind)) as outbox:
+                if not outbox.entries(name, parked=None if parked else False, limit=1):
+                    continue  # and no need of the packages that its client needs
+            try:
+                client: Any = services.client(kind, name.partition(".")[0])
+            except ImportError as error:
+                raise FailureError(f"{name}: {error}", USAGE) from error
             if parked:
                 client.outbox.retry(topic=name)
             replayed = client.replay()
@@ -144,9 +151,10 @@ def _outboxes(
 ) -> Iterator[tuple[str, Outbox]]:
     values = config.load(file, environment=environment).configuration
     for name, kind in _clients(values, service):
-        section = getattr(values.services[name.partition(".")[0]], kind)
-        found = (
-            cache_outbox(name, section) if kind == "cache" else outbox_of(name, section.outbox_path)
-        )
-        with closing(found) as outbox:
+        with closing(_outbox(values, name, kind)) as outbox:
             yield name, outbox
+
+
+def _outbox(values: config.Configuration, name: str, kind: str) -> Outbox:
+    section = getattr(values.services[name.partition(".")[0]], kind)
+    return cache_outbox(name, section) if kind == "cache" else outbox_of(name, section.outbox_path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from distributed_breaker.fallback.outbox import Outbox
 from distributed_breaker.services import Services
 from scripts.servers import Server
 from tests.cache.conftest import settings
@@ -68,6 +71,26 @@ def test_replay(file: Path, breakers: Breakers, cache_server: Server) -> None:
         raw.delete("nightscan:list")
         assert breakers("outbox", "replay", "--config", str(file), "--parked").code == 0
         assert raw.get("nightscan:list") == "2"
+
+
+def test_replay_needs_only_the_packages_of_what_waits(
+    file: Path, breakers: Breakers, cache_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned: a service with a database ended it where SQLAlchemy is not installed."""
+    content = json.loads(file.read_text())
+    path = str(file.parent / "writes.db")
+    content["services"]["api"]["database"] = {"url": "sqlite:///x.db", "outbox_path": path}
+    file.write_text(json.dumps(content))
+    cache_server.restart(empty=False)
+    monkeypatch.setitem(sys.modules, "distributed_breaker.clients.database", None)
+    said = breakers("outbox", "replay", "--config", str(file))
+    assert said.code == 0, said
+    assert "api.database: 0 carried out, 0 still wait" in said.out
+    with contextlib.closing(Outbox(path)) as outbox:
+        outbox.add("api.database", "write", {})
+    said = breakers("outbox", "replay", "--config", str(file))
+    assert said.code == 64
+    assert "api.database: a database needs the package" in said.err
 
 
 @pytest.mark.parametrize(("words", "left"), [(["--all"], 0), (["--id", "1"], 2), (["--parked"], 3)])
