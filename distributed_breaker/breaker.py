@@ -271,16 +271,18 @@ class CircuitBreaker(LinkedCircuit):
         error: BaseException | None = None,
         open_for: int = 0,
         elapsed: int | None = None,
+        slow: bool = False,
     ) -> None:
         """Append an outcome to the era that admitted its call; a bad one is reported at once.
 
-        ``elapsed`` (ns) is the time since the call began where that is not its duration.
+        ``elapsed`` (ns) is the time since the call began where that is not its duration; ``slow``
+        makes it a slow call however long it was.
         """
         tally = era.tally
-        if outcome is Outcome.SUCCESS and duration < self._slow_ns:
+        if outcome is Outcome.SUCCESS and duration < self._slow_ns and not slow:
             tally.append(duration)
         else:
-            item = self._item(outcome, duration, error, open_for, elapsed)
+            item = self._item(outcome, duration, error, open_for, elapsed, slow)
             tally.append(item)
             if item.kind != "i" or open_for:
                 self.drain_if_free(era)
@@ -296,9 +298,10 @@ class CircuitBreaker(LinkedCircuit):
         error: BaseException | None,
         open_for: int,
         elapsed: int | None,
+        slow: bool = False,
     ) -> Bad:
         began = self._clock.ms() - (duration if elapsed is None else elapsed) // 1_000_000
-        kind = outcome.kind(duration >= self._slow_ns)
+        kind = outcome.kind(slow or duration >= self._slow_ns)
         detail = "" if outcome is not Outcome.FAILURE else self._detail(error)
         return Bad(kind, duration, began, open_for, detail)
 

@@ -65,9 +65,19 @@ class Permit:
         """Whether this is a trial call of a half-open circuit."""
         return self._lease is not None
 
-    def success(self) -> None:
-        """The call succeeded."""
-        self._ended(None)
+    def success(self, *, slow: bool = False, duration: float | None = None) -> None:
+        """The call succeeded.
+
+        Args:
+            slow: count it with the slow calls, for another reason than how long it took.
+            duration: seconds that the dependency took; None: those since the call began.
+        """
+        spent = None if duration is None else round(duration * 1e9)
+        if not slow:
+            self._ended(None, spent)
+        elif not self._done:
+            self._done = True
+            self._record(Outcome.SUCCESS, spent, slow=True)
 
     def failure(self, exc: BaseException | None = None, open_for: float | None = None) -> None:
         """The call failed.
@@ -137,15 +147,17 @@ class Permit:
         duration: int | None,
         error: BaseException | None = None,
         open_for: float | None = None,
+        *,
+        slow: bool = False,
     ) -> None:
         breaker, lease = self._breaker, self._lease
         elapsed = breaker._now_ns() - self._start
         spent = elapsed if duration is None else duration
         wait = 0 if open_for is None else min(MAX_SPAN, max(1, round(open_for * 1000)))
         if self._era is not None:
-            breaker._record(self._era, outcome, spent, error, wait, elapsed)
+            breaker._record(self._era, outcome, spent, error, wait, elapsed, slow)
         elif lease is not None:
-            item = breaker._item(outcome, spent, error, wait, elapsed)
+            item = breaker._item(outcome, spent, error, wait, elapsed, slow)
             if lease.local is not None:
                 breaker.settle_locally(lease.token, lease.local, item, lease.shared)
                 breaker._link_nudge()

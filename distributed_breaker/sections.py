@@ -52,6 +52,12 @@ def _name(name: str) -> str:
     return name
 
 
+def _importable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
+        raise ValueError("must be package.module:name")
+    return name
+
+
 Seconds = Annotated[float, Field(gt=0, le=DAY)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -63,6 +69,7 @@ Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Importable = Annotated[str, AfterValidator(_importable)]
 
 
 class Keys(BaseModel):
@@ -389,10 +396,19 @@ class Ml(Circuit):
 
     model_path: Text | None = None
     """The model's file."""
+    model_factory: Importable | None = None
+    """package.module:function that makes the module whose weights the file has."""
     fallback_model_path: Text | None = None
     """A lighter model for when it fails."""
+    fallback_model_factory: Importable | None = None
+    """What makes the lighter model's module; null: model_factory."""
+    safe_globals: list[Importable] = []
+    """package.module:Class that a file with a whole module may hold."""
     model_device: Text = "auto"
     """auto, cpu, cuda, cuda:1 …"""
+    worker: Literal["thread", "process", "host"] = "thread"
+    """Where the model runs: in a thread; in a process of its own, which a deadline kills; or in one
+    process for all of the host."""
     max_model_memory_mb: int = Field(default=2_048, ge=1, le=10_000_000)
     """Megabytes that the model may take."""
     inference_timeout: Seconds = 30.0
@@ -401,6 +417,8 @@ class Ml(Circuit):
     """Seconds that a batch may take."""
     max_batch_size: int = Field(default=32, ge=1, le=100_000)
     """Inputs in one batch."""
+    batch_wait: float = Field(default=0.0, ge=0, le=10)
+    """Seconds that a prediction waits for others to be run with it; those that wait are anyway."""
     max_cpu_usage: Percent = 90.0
     """Percent of the processors beyond which calls are put off."""
     max_memory_usage: Percent = 85.0
@@ -417,16 +435,40 @@ class Ml(Circuit):
     """Whether the model is loaded and tried before its first call."""
     warmup_input: Text | None = None
     """A file with an input to try it on."""
+    warmup_shape: list[Annotated[int, Field(ge=1, le=100_000_000)]] | None = None
+    """The shape of an input of zeros to try it on."""
+    reload_on_change: bool = True
+    """Whether a changed file is loaded while running."""
+    output_shape: list[Annotated[int, Field(ge=0)] | None] | None = None
+    """The shape that outputs must have; null in it: any size."""
+    allow_non_finite: bool = False
+    """Whether NaN and infinity are valid outputs."""
+    minimum_confidence: Share | None = None
+    """The confidence below which a prediction is weak; null: none is."""
+    low_confidence_rate: Share = 0.5
+    """The share of weak ones among the last from which on they count as slow calls do."""
+    confidence_window: int = Field(default=50, ge=1, le=100_000)
+    """How many of the last predictions are looked at for that."""
     enable_lightweight_fallback: bool = True
     """Whether the lighter model answers when the model cannot."""
+    quantize_fallback: bool = False
+    """Whether the lighter model is made of the model, by dynamic quantization."""
     enable_cached_fallback: bool = True
     """Whether stored predictions are served when the model cannot answer."""
+    default_prediction: JsonValue = None
+    """What is answered when nothing else can; null: nothing is."""
     cache_predictions: bool = True
     """Whether predictions are stored."""
+    share_predictions: bool = False
+    """Whether they are stored in the service's cache, too."""
     prediction_cache_size: int = Field(default=1_000, ge=1, le=10_000_000)
     """How many are."""
+    prediction_cache_bytes: Bytes = 67_108_864
+    """Bytes that they may take in this process."""
     prediction_cache_ttl: Seconds = 3_600.0
     """Seconds for which they are."""
+    prediction_stale_ttl: float = Field(default=86_400.0, ge=0, le=30 * DAY)
+    """Seconds for which a prediction may be served after that, when the model cannot answer."""
 
 
 class Service(Keys):

@@ -29,6 +29,7 @@ from .workers import start_thread
 if TYPE_CHECKING:
     from .clients.database import DatabaseClient
     from .clients.http import HttpClient
+    from .clients.ml import MlClient
 
 LOOK_EVERY = 1.0  # s between looks at the files
 CLIENTS: dict[str, type[Client]] = {
@@ -153,6 +154,11 @@ class Services:
                     return client
         client.use(**explicit)
         return client
+
+    def shares_predictions(self, service: str) -> bool:
+        """Whether the predictions of a service are kept in its cache, too."""
+        parts = self.configuration.services.get(service)
+        return bool(parts and parts.cache and parts.ml and parts.ml.share_predictions)
 
     def clients(self) -> list[Client]:
         """Those that were asked for in this process."""
@@ -283,8 +289,14 @@ def _class_of(kind: str) -> type[Client]:
             from .clients.database import DatabaseClient
 
             return DatabaseClient
+        if kind == "ml":
+            from .clients.ml import MlClient
+
+            return MlClient
     except ImportError as error:
-        what = {"http": "HTTP calls need", "database": "a database needs"}[kind]
+        what = {"http": "HTTP calls need", "database": "a database needs", "ml": "a model needs"}[
+            kind
+        ]
         raise ImportError(
             f"{what} the package {error.name}: install distributed-breaker[{kind}]"
         ) from error
@@ -414,13 +426,17 @@ def get_http_circuit_breaker(
     return cast("HttpClient", made)
 
 
-def get_ml_circuit_breaker(service: str, model_path: str | None = None) -> Client:
+def get_ml_circuit_breaker(service: str, model_path: str | None = None, **options: Any) -> MlClient:
     """The client of a service's model.
 
     Args:
         service: its name in the file.
         model_path: the model's file; None: the one given before, else the file's.
+        options: further ones of ``MlClient``, such as ``model``, ``factory`` or ``default``.
 
-    For errors see ``get_database_circuit_breaker``.
+    For errors see ``get_database_circuit_breaker``; TypeError: an option that there is not.
     """
-    return current().client("ml", service, model_path=model_path)
+    services = current()
+    if "shared" not in options and services.shares_predictions(service):
+        options["shared"] = services.client("cache", service)
+    return cast("MlClient", services.client("ml", service, model_path=model_path, **options))

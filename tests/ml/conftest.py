@@ -1,12 +1,55 @@
-"""Files of small models of PyTorch's, made once for all tests of a worker."""
+"""Clients of models, whose circuits are each client's own, and files of small models."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from distributed_breaker.clients.ml import MlClient
+from distributed_breaker.services import Services
+from tests.unit.clock import wait_until
+
+Start = Callable[..., MlClient]
+
+# No failure opens the circuit, unless a test says otherwise.
+PATIENT = {"failure_threshold": 1_000, "failure_rate": None, "jitter": 0.0}
+# The first failure opens it, and nothing but a test or a health check closes it.
+BRITTLE = {"failure_threshold": 1, "timeout": 60.0, "success_threshold": 1}
+
+
+@pytest.fixture
+def start(tmp_path: Path, namespace: str) -> Iterator[Start]:
+    """``start(options, **section)``: a client as another process would have it."""
+    with contextlib.ExitStack() as stack:
+        count = 0
+
+        def start(
+            options: dict[str, Any] | None = None, store: str = "memory://", **section: Any
+        ) -> MlClient:
+            nonlocal count
+            count += 1
+            file = tmp_path / f"{count}.json"
+            settings = {"redis_url": store, "namespace": namespace}
+            services = {"api": {"ml": PATIENT | section}}
+            file.write_text(json.dumps({"settings": settings, "services": services}))
+            made = Services(file, environ={})
+            stack.callback(made.close)
+            client = made.client("ml", "api", **(options or {}))
+            assert isinstance(client, MlClient)
+            if client.section.warmup_on_start:
+                engine = client.model.engine
+                wait_until(lambda: engine.ready or engine.problem)
+            return client
+
+        yield start
+
 
 WEIGHTS = {"0.weight", "0.bias", "2.weight", "2.bias"}
 
