@@ -22,9 +22,14 @@ Run = Callable[[Any], Any]
 
 
 class Joins:
-    """What is known of one model."""
+    """What is known of one model.
 
-    def __init__(self) -> None:
+    Args:
+        version: which one.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.version = version
         # By the tensors' numbers of dimensions: "cat", "stack", or "" for neither.
         self._how: dict[Kind, str] = {}
         self._plain: set[type] = set()  # types of single tensors
@@ -172,6 +177,6 @@ def _close(torch: Any, one: Any, other: Any) -> bool:
         return bool(torch.equal(one, other))
     if not bool(torch.isfinite(other).all()):
         return False
-    size = float(other.abs().max()) if other.numel() else 0.0
+    size = float(other.detach().abs().max()) if other.numel() else 0.0
     tolerance = max(TOLERANCE, EPSILONS * torch.finfo(one.dtype).eps)
     return bool(torch.allclose(one, other, rtol=tolerance, atol=tolerance * size))

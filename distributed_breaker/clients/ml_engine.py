@@ -43,6 +43,8 @@ class ThreadEngine:
         self._again_at, self._pause = 0.0, SOON
         self.loaded: Loaded | None = None
         self._error: ModelProblem | None = None
+        self.version = ""
+        """Of the model in use; empty: there is none."""
         self.problem = ""
         """Why the newest state of the file is not in use; empty: it is."""
         self.loaded_at: float | None = None
@@ -64,12 +66,6 @@ class ThreadEngine:
     def loading(self) -> bool:
         """Whether the first one is being loaded."""
         return self._loading and self.loaded is None
-
-    @property
-    def version(self) -> str:
-        """Of the model in use; empty: there is none."""
-        loaded = self.loaded
-        return "" if loaded is None else loaded.version
 
     def start(self) -> None:
         """Load it in the background, unless that is done or under way, or was in vain just now."""
@@ -100,7 +96,10 @@ class ThreadEngine:
                 self.reloads += 1
                 log.info("%s: model %s is in use", self.name, loaded.version)
             self.warmed = sample is not None
-            self.loaded, self.loaded_at, self.problem = loaded, time.time(), ""
+            # In this order: who sees the same version before and after a run has had its model.
+            self.version = loaded.version
+            self.loaded = loaded
+            self.loaded_at, self.problem = time.time(), ""
             self._again_at, self._pause = 0.0, SOON
         finally:
             self._loading = False

@@ -45,6 +45,8 @@ class Engine(Protocol):
 
     hard: bool
     """Whether ``run`` ends in time by itself."""
+    version: str
+    """Changes with the model."""
 
     def run(self, inputs: Any, seconds: float) -> Any:
         """The model's output; a hard engine raises InferenceTimeout after ``seconds``."""
@@ -150,7 +152,7 @@ class Queue:
         self.engine = engine
         self.bounds = bounds
         self.hold = hold
-        self.joins = Joins()
+        self.joins = Joins("")
         self.runs = self.inputs = self.most_joined = self.halved = 0
         self.rejected = self.timeouts = 0
         self.held = ""
@@ -307,7 +309,9 @@ class Queue:
             self._go_on(now)
             end = min(request.put_at + self.bounds.queue, request.until)
             if now < end:
-                return min(end, run.until if run is not None and run.until > now else end) - now
+                # It may begin at once, and then has no longer than its limit.
+                ends = end, now + request.limit, self._run.until if self._run else end
+                return max(0.0, min(ends) - now)
             self._leave_now(request, now)
             # It has not even begun, since one run has lasted longer than all that it had.
             if run is not None and run.began <= request.put_at and not self.held:
@@ -431,6 +435,8 @@ class Queue:
     def _form(self, now: float) -> _Run:
         """Take from the queue what can be run at once; there is something."""
         waiting, joins = self._waiting, self.joins
+        if joins.version != self.engine.version:  # of another model nothing is known
+            joins = self.joins = Joins(self.engine.version)
         first: Request = heapq.heappop(waiting)[2]
         first.state, first.began = RUNNING, now
         requests = [first]
@@ -464,8 +470,7 @@ class Queue:
             if len(requests) == 1:
                 outputs = [self.engine.run(requests[0].inputs, seconds)]
             else:
-                inputs = [request.inputs for request in requests]
-                outputs = self.joins.run(lambda joined: self.engine.run(joined, seconds), inputs)
+                outputs = self._joined([request.inputs for request in requests], seconds)
         except BaseException as error:  # A model's SystemExit is its caller's to see, too.
             if len(requests) == 1 or run.left_behind or isinstance(error, TimeoutError):
                 self._answer(requests, [], error, time.perf_counter_ns() - began)
@@ -478,6 +483,14 @@ class Queue:
             wanted = [request for request in part if request.state == RUNNING]
             if wanted:
                 self._carry_out(wanted, run)
+
+    def _joined(self, inputs: list[Any], seconds: float) -> list[Any]:
+        joins, engine = self.joins, self.engine
+        outputs = joins.run(lambda joined: engine.run(joined, seconds), inputs)
+        if engine.version != joins.version:
+            # What is known is of the model before, and this one may not take them together.
+            raise RuntimeError("the model has changed meanwhile")
+        return outputs
 
     def _parts(self, requests: list[Request], error: BaseException) -> list[list[Request]]:
         """Out of memory, half of them are tried; else one is at fault, and must not fail others."""

@@ -67,11 +67,12 @@ class Options(NamedTuple):
 class Wanted(Request):
     """A request, and the call that it is part of."""
 
-    __slots__ = ("asked_at", "back", "key")
+    __slots__ = ("asked_at", "back", "key", "version")
 
     asked_at: float
     back: Back
     key: str | None
+    version: str
 
 
 Lighter = Generator[tuple[Lane, Request], None, Prediction]
@@ -188,15 +189,14 @@ class MlRules(Client):
         model = self.model
         inputs, back = to_tensors(given) if model.takes_tensors else (given, None)
         wanted = Wanted(inputs, options.limit, options.timeout, options.priority)
-        wanted.asked_at, wanted.back, wanted.key = began, back, None
+        version = model.engine.version
+        wanted.asked_at, wanted.back, wanted.key, wanted.version = began, back, None, version
         stored = self._stored
-        if stored is not None:
-            version = model.engine.version
-            if version:
-                wanted.key = stored.key(version, inputs)
-                kept = self._kept(wanted)
-                if kept is not None:
-                    return self._of_kept(kept, wanted, "")
+        if stored is not None and version:
+            wanted.key = stored.key(version, inputs)
+            kept = self._kept(wanted)
+            if kept is not None:
+                return self._of_kept(kept, wanted, "")
         if self._sample is None:
             self._sample = inputs
         if not model.engine.ready:
@@ -210,16 +210,14 @@ class MlRules(Client):
 
     def _of_kept(self, kept: Kept, wanted: Wanted, reason: str) -> Prediction:
         source = "stale" if kept.stale else "cache"
-        version = self.model.engine.version
-        return self._answer(kept.value, source, version, wanted, reason, kept.age)
+        return self._answer(kept.value, source, wanted.version, wanted, reason, kept.age)
 
     def _of_model(self, wanted: Wanted) -> Prediction:
         output, stored = wanted.output, self._stored
         version = self.model.engine.version
-        if stored is not None:
-            key = wanted.key or stored.key(version, wanted.inputs)
-            if key is not None:
-                stored.put(key, output)
+        # An output that came while the model was replaced may be either one's.
+        if stored is not None and wanted.key is not None and version == wanted.version:
+            stored.put(wanted.key, output)
         return self._answer(output, "model", version, wanted)
 
     def _answer(

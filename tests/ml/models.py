@@ -29,12 +29,13 @@ def row(value: float = 1.0) -> torch.Tensor:
 class Steered(torch.nn.Module):
     """Doubles its input, and hangs, fails or runs out of memory when it is told to.
 
-    ``seen`` has the number of rows of each call.
+    ``seen`` has the number of rows of each call, and ``values`` the first number.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[int] = []
+        self.values: list[float] = []
         self.entered = threading.Semaphore(0)
         self.gate = threading.Event()
         self.gate.set()
@@ -45,6 +46,7 @@ class Steered(torch.nn.Module):
 
     def forward(self, given: torch.Tensor) -> Any:
         self.seen.append(len(given))
+        self.values.append(given.flatten()[0].item())
         self.entered.release()
         assert self.gate.wait(60)
         if self.fails is not None:
