@@ -269,13 +269,15 @@ def quantized(loaded: Loaded) -> Loaded:
         raise ModelProblem(where, f"is a {loaded.kind}, and cannot be quantized", remedy)
     try:
         from torch.ao.quantization import quantize_dynamic
+        from torch.nn import Sequential
 
         # Deprecated since 2.10, and there still.
         for text in (r"torch\.ao\.quantization is deprecated", r"torch\.quantize_per_tensor"):
             warnings.filterwarnings("ignore", text)
-        module = copy.deepcopy(loaded.module).cpu()
-        before = {type(part) for part in module.modules()}
-        module = quantize_dynamic(module, inplace=True)
+        before = {type(part) for part in loaded.module.modules()}
+        # Layers are exchanged within what they are part of, and the model may be but one layer.
+        whole = Sequential(copy.deepcopy(loaded.module).cpu())
+        module = quantize_dynamic(whole, inplace=True)[0]
     except Exception as error:
         raise ModelProblem(where, f"cannot be quantized ({brief(error)})", remedy) from error
     if {type(part) for part in module.modules()} <= before:

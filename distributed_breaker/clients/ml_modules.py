@@ -131,16 +131,18 @@ def tensors_of(module: Any) -> Iterator[Any]:
     yield from module.parameters()
     yield from module.buffers()
     for part in module.modules():
-        # Quantized layers keep their weights in a form that is no parameter.
-        if hasattr(part, "_packed_params") and callable(getattr(part, "weight", None)):
-            yield part.weight()
+        # Quantized layers keep their weights packed, in no parameter.
+        if type(part).__module__.startswith("torch.ao.nn.quantized."):
+            if hasattr(part, "get_weight"):
+                yield from part.get_weight().values()
+            elif callable(getattr(part, "weight", None)):
+                yield part.weight()
 
 
 def bytes_of(module: Any) -> int:
-    """What they take together."""
-    # Parts that share a parameter also share its memory.
-    storages = {id(each): each.untyped_storage() for each in tensors_of(module)}
-    return sum({each.data_ptr(): each.nbytes() for each in storages.values()}.values())
+    """What they take together; those that the first call will make take nothing yet."""
+    lazy = sys.modules["torch.nn.parameter"].is_lazy
+    return sum(each.numel() * each.element_size() for each in tensors_of(module) if not lazy(each))
 
 
 def moved(given: Any, device: str) -> Any:
@@ -166,6 +168,6 @@ def hash_of_weights(module: Any) -> str:
                     made.update((ctypes.c_char * size).from_address(plain.data_ptr()))
             else:
                 made.update(repr(value).encode())
-    except (RuntimeError, NotImplementedError):  # tensors without plain memory
+    except (RuntimeError, ValueError):  # tensors without plain memory
         return uuid.uuid4().hex[:16]
     return made.hexdigest()

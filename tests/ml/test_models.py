@@ -341,6 +341,18 @@ def test_parts_that_share_a_parameter_count_it_once() -> None:
     assert model_of(torch.nn.Sequential(layer, layer, torch.nn.ReLU())).bytes == 80
 
 
+def test_modules_whose_weights_have_no_plain_memory() -> None:
+    class Sparse(torch.nn.Identity):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("edges", torch.eye(3).to_sparse())
+
+    for module in (Sparse(), torch.nn.LazyLinear(3)):
+        loaded = model_of(module)
+        assert loaded.call(torch.ones(2, 3)).shape == (2, 3)
+        assert loaded.version != model_of(Sparse()).version
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "gpu", ""])
 def test_a_device_that_is_not_there(model_files: Path, device: str) -> None:
     problem = refused(model_files / "weights.pth", factory=network, device=device)
@@ -406,6 +418,18 @@ def test_quantization_gives_a_lighter_model(model_files: Path, net: torch.nn.Mod
     assert 0 < light.bytes < loaded.bytes
     assert (light.kind, light.version) == ("quantized", f"{loaded.version}-int8")
     answers_like(loaded, net)
+
+
+def test_a_model_of_one_layer_can_be_quantized() -> None:
+    for layer, given in [
+        (torch.nn.Linear(4, 4), SAMPLE),
+        (torch.nn.LSTM(4, 4), SAMPLE[None]),
+        (torch.nn.GRUCell(4, 4), SAMPLE),
+    ]:
+        loaded = model_of(layer)
+        light = quantized(loaded)
+        light.call(given)
+        assert 0 < light.bytes < loaded.bytes
 
 
 def test_what_cannot_be_quantized(model_files: Path) -> None:
