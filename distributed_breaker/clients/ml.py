@@ -16,7 +16,7 @@ from ..sections import Ml
 from .ml_lane import Lane, Source
 from .ml_models import ModelProblem, load_input
 from .ml_queue import InferenceTimeout, ModelOverloaded, Request
-from .ml_resources import Limits, Resources
+from .ml_resources import SHARED, Limits
 from .ml_rules import MISSING, MlRules, Options, Prediction, options_of
 from .ml_stored import Predictions
 from .ml_values import InvalidInput, InvalidPrediction, QualityWindow, confidence, to_tensors
@@ -60,7 +60,7 @@ class MlClient(MlRules):
     def _begin(self) -> None:
         section = self.section
         self.counts: Counter[str] = Counter()
-        self._resources = Resources()
+        self._device = ""
         self._sample: Any = None
         self._health_problem = ""
         self._closed = False
@@ -70,10 +70,12 @@ class MlClient(MlRules):
         self.model = Lane(
             self.name, self._source(), section, self._warmup, self._over, section.worker
         )
+        self.model.loaded = self._look_at
         self.lighter: Lane | None = None
         self._take_lighter()
         if section.warmup_on_start:
             self.warm()
+        self._look_at("cpu")
         self.breaker.health_check(self._well, section.health_check_interval)
         follow_process(self)
 
@@ -167,7 +169,6 @@ class MlClient(MlRules):
 
     def warm(self) -> None:
         """Load the models in the background and try them; done at the start by itself."""
-        self._resources.start()
         self.model.start()
 
     # ------------------------------------------------------------------ predictions
@@ -300,9 +301,18 @@ class MlClient(MlRules):
 
     # ------------------------------------------------------------------ the model's state
 
+    def _look_at(self, device: str) -> None:
+        """Have what is in use looked at, the GPU's memory included if the model is on one."""
+        if self._closed or device == self._device:
+            return
+        before, self._device = self._device, device
+        SHARED.join(device)
+        if before:
+            SHARED.leave(before)
+
     def _over(self) -> str:
         """Why calls are put off."""
-        return self._resources.over(self._limits) or ""
+        return SHARED.usage.over(self._limits) or ""
 
     def _confidence(self, output: Any) -> Any:
         of = self.explicit.get("confidence")
@@ -347,18 +357,23 @@ class MlClient(MlRules):
         if self.lighter is not None:
             found += [f"lighter {each}" for each in self.lighter.problems()]
         found += filter(None, (self.lighter_problem, self._health_problem, self._over()))
-        return found
+        return [*found, *SHARED.usage.problems]
 
     def stats(self) -> dict[str, Any]:
         """See ``Client.stats``."""
-        lighter = self.lighter
+        lighter, usage = self.lighter, SHARED.usage
         return {
             "answers": dict(self.counts),
             "model": self.model.stats(),
             "lighter_model": None if lighter is None else lighter.stats(),
             "predictions": None if self._stored is None else self._stored.stats(),
             "weak_share": None if self._window is None else self._window.share,
-            "resources": self._resources.stats(),
+            "resources": {
+                "cpu_percent": usage.cpu,
+                "memory_percent": usage.memory,
+                "gpu_memory_percent": usage.gpu_memory,
+                "rss_bytes": usage.rss,
+            },
         }
 
     def forked(self) -> None:
@@ -374,7 +389,9 @@ class MlClient(MlRules):
         self.model.close()
         if self.lighter is not None:
             self.lighter.close()
-        self._resources.close()
+        device, self._device = self._device, ""
+        if device:
+            SHARED.leave(device)
 
 
 def _same_bounds(one: Ml, other: Ml) -> bool:

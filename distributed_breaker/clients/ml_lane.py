@@ -68,7 +68,9 @@ class Lane:
             self.engine = self._process(worker)
         self._hold = hold
         self.queue = Queue(name, self.engine, bounds_of(section), self._held)
-        self.engine.told = self.queue.nudge
+        self.loaded: Callable[[str], None] = lambda device: None
+        """Told the device of each model that is loaded."""
+        self.engine.told = self._told
         self._watch = Watch(self._watched, self.engine.reload)
 
     def _tensors_of(self, sample: Callable[[], Any]) -> Callable[[], Any]:
@@ -122,6 +124,11 @@ class Lane:
             most,
         )
         return ProcessEngine(spec, shared=worker == "host", most_bytes=most)
+
+    def _told(self) -> None:
+        if self.engine.ready:
+            self.loaded(self.engine.stats()["device"])
+        self.queue.nudge()
 
     def _watched(self) -> str | None:
         return self.source.path if self.section.reload_on_change else None

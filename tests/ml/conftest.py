@@ -18,8 +18,12 @@ from tests.unit.clock import wait_until
 
 Start = Callable[..., MlClient]
 
-# No failure opens the circuit, unless a test says otherwise.
-PATIENT = {"failure_threshold": 1_000, "failure_rate": None, "jitter": 0.0}
+# No failure opens the circuit, and nothing else on this host puts calls off, unless a test says
+# otherwise.
+PATIENT = {
+    "failure_threshold": 1_000, "failure_rate": None, "jitter": 0.0,
+    "max_cpu_usage": 100.0, "max_memory_usage": 100.0,
+}  # fmt: skip
 # The first failure opens it, and nothing but a test or a health check closes it.
 BRITTLE = {"failure_threshold": 1, "timeout": 60.0, "success_threshold": 1}
 
