@@ -106,9 +106,7 @@ class TestPredictions:
             services = Services(file, environ={})
             made.append(services)
             shared = services.client("cache", "api")
-            clients.append(
-                services.client("ml", "api", model=model, version="v1", shared=shared)
-            )
+            clients.append(services.client("ml", "api", model=model, version="v1", shared=shared))
         try:
             one, two = clients
             assert isinstance(one, MlClient)
