@@ -1,14 +1,15 @@
 """What a model's file holds, told from its content, and read without running code out of it.
 
 Pickles are read with ``weights_only`` and nothing else, so that they make tensors and the classes
-that the caller has allowed.  Two formats are programs, and a program can do harm when it runs:
+that the caller has allowed.  Safetensors can hold nothing but tensors.  Two formats are programs,
+so a file of theirs must be trusted as code is:
 
-- TorchScript: it has PyTorch's own operators and no Python.
-- a torch.export archive: Python is generated from it.  It is read only under a name that ends in
-  ``.pt2``, so that nobody can put one where weights are expected; and not if it brings pickles of
-  objects, or machine code, which ``torch.export.load`` would run while it reads.
+- TorchScript runs PyTorch's own operators, and no Python; they can do harm all the same.
+- A torch.export archive becomes Python.  It is read only under a name that ends in ``.pt2``, so
+  that nobody can put one where weights are expected; and not if it brings pickles of objects or
+  machine code, which ``torch.export.load`` would run while it reads.
 
-With a factory the file may only hold weights, and programs are refused.
+With a factory the file may only hold weights, and both are refused.
 """
 
 from __future__ import annotations

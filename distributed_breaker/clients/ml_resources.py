@@ -93,7 +93,9 @@ class Resources:
         """Look now; the thread does."""
         if self._readings is None:
             self._readings = self._make()
-        usage = self._readings.look(tuple(self._joined))
+        with self._lock:
+            devices = tuple(self._joined)
+        usage = self._readings.look(devices)
         with self._lock:
             self._newest, self._looked = usage, self._clock()
             if not self._pretended:

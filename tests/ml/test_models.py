@@ -83,17 +83,18 @@ def test_the_content_tells_the_format_and_no_name_does(
 
 def test_what_behaves_differently_in_training_is_put_into_eval_mode(tmp_path: Path) -> None:
     def factory() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Dropout(0.99), torch.nn.Identity())
+        return torch.nn.Sequential(torch.nn.Dropout(0.99), torch.nn.BatchNorm1d(3))
 
-    net = torch.nn.Sequential(torch.nn.Dropout(0.99), torch.nn.BatchNorm1d(3))
-    torch.save(net, tmp_path / "m.pt")
-    loaded = load_model(
-        tmp_path / "m.pt",
-        safe_globals=[torch.nn.Sequential, torch.nn.Dropout, torch.nn.BatchNorm1d],
-    )
+    torch.save(factory(), tmp_path / "module.pt")
+    torch.save(factory().state_dict(), tmp_path / "weights.pt")
+    parts = [torch.nn.Sequential, torch.nn.Dropout, torch.nn.BatchNorm1d]
     given = torch.ones(5, 3)
-    torch.testing.assert_close(loaded.call(given), given, rtol=0, atol=1e-4)
-    torch.testing.assert_close(model_of(factory()).call(given), given)
+    for loaded in (
+        load_model(tmp_path / "module.pt", safe_globals=parts),
+        load_model(tmp_path / "weights.pt", factory=factory),
+        model_of(factory()),
+    ):
+        torch.testing.assert_close(loaded.call(given), given, rtol=0, atol=1e-4)
 
 
 def test_a_prediction_may_be_changed_in_place(model_files: Path) -> None:
@@ -195,6 +196,16 @@ def test_no_pickle_in_a_program_runs(model_files: Path, tmp_path: Path) -> None:
         problem = refused(file)
         assert not trace.exists(), entry
         assert why in problem.why, entry
+
+
+def test_no_pickle_in_torchscript_runs(model_files: Path, tmp_path: Path) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "evil.pt"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        _with_entry(
+            model_files / "script.pt", file, "script/data.pkl", pickle.dumps(Evil(trace), protocol)
+        )
+        refused(file)
+        assert not trace.exists()
 
 
 def test_a_program_is_not_read_where_weights_are_expected(
@@ -358,6 +369,16 @@ def test_a_device_that_is_not_there(model_files: Path, device: str) -> None:
     problem = refused(model_files / "weights.pth", factory=network, device=device)
     assert repr(device) in problem.why
     assert "cpu" in problem.remedy
+
+
+def test_a_library_that_is_missing_is_named(
+    model_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    problem = refused(model_files / "weights.safetensors", factory=network)
+    assert problem.remedy == "pip install safetensors"
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "distributed-breaker[ml]" in refused(model_files / "weights.pth").remedy
 
 
 # ---------------------------------------------------------------------------- objects
