@@ -18,6 +18,7 @@ from . import (
     circuits,
     database,
     http,
+    ml,
     outage,
     pages,
     peers,
@@ -46,6 +47,7 @@ TOPICS: dict[str, Callable[[Setting], Topic]] = {
     "cache": cache.run,
     "http": http.run,
     "database": database.run,
+    "ml": ml.run,
 }
 
 
