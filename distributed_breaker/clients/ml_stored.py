@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import sys
 import time
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
@@ -69,7 +71,7 @@ class Predictions:
         """The prediction kept under a key: a fresh one, or with ``stale`` also one past that."""
         hit = self._tier.get(key, stale)
         if hit is not None:
-            return Kept(_unpack(hit.entry.data), hit.age, hit.stale)
+            return Kept(_unpack_own(hit.entry.data), hit.age, hit.stale)
         return None if stale else self._of_others(key)
 
     def put(self, key: str, output: Any) -> None:
@@ -136,3 +138,20 @@ def _pack(tree: Any) -> bytes:
 def _unpack(data: bytes) -> Any:
     header, _, body = data.partition(b"\n")
     return decode(json.loads(header), body)
+
+
+def _unpack_own(data: bytes) -> Any:
+    """The same for what this process has packed, or has looked at before: most predictions are one
+    tensor, which is made in a third of the time if nothing in it need be doubted."""
+    header, _, body = data.partition(b"\n")
+    node = _parsed(header)
+    if body and isinstance(node, list) and node[0] == "torch":
+        torch = sys.modules["torch"]
+        flat = torch.frombuffer(bytearray(body), dtype=getattr(torch, node[1]))
+        return flat.view(node[2])
+    return decode(node, body)
+
+
+@functools.lru_cache(1_000)
+def _parsed(header: bytes) -> Any:
+    return json.loads(header)
