@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,7 +91,7 @@ class Lane:
                 source.path,
                 device=device,
                 factory=source.factory,
-                safe_globals=source.safe_globals,
+                safe_globals=[_imported(source.path, each) for each in source.safe_globals],
                 most_bytes=self.section.max_model_memory_mb * MB,
             )
         if source.lighter_than is not None:
@@ -191,6 +193,18 @@ def bounds_of(section: Ml) -> Bounds:
     return Bounds(
         section.max_queue_size, section.queue_timeout, section.max_batch_size, section.batch_wait
     )
+
+
+def _imported(path: str, thing: Any) -> Any:
+    """A class by its name in the file."""
+    if not isinstance(thing, str):
+        return thing
+    module, _, name = thing.partition(":")
+    try:
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        what = f"cannot be read with {thing!r} in safe_globals, which cannot be imported"
+        raise ModelProblem(path, what, "name it as package.module:Class") from error
 
 
 def _importable(thing: Any) -> str | None:

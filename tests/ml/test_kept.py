@@ -218,6 +218,32 @@ class TestChange:
         client.predict(row())
         assert client.stats()["model"]["warmed"]
 
+    def test_a_module_of_classes_that_the_file_allows(
+        self, start: Start, tmp_path: Path, file: Path
+    ) -> None:
+        whole = tmp_path / "whole.pt"
+        torch.save(linear(5), whole)
+        assert "safe_globals" in start(model_path=str(whole)).problems()[0]
+        linear_class = "torch.nn.modules.linear:Linear"
+        client = start(model_path=str(whole), safe_globals=[linear_class])
+        with torch.no_grad():
+            assert torch.allclose(client.predict(row()), linear(5)(row()))
+        # The lighter model's factory is its own.
+        client = start(
+            model_path=str(whole), fallback_model_path=str(file),
+            fallback_model_factory="tests.ml.models:factory",
+        )  # fmt: skip
+        found = client.predict_with_info(row())
+        assert found.source == "lightweight"
+        with torch.no_grad():
+            assert torch.allclose(found.value, linear(0)(row()))
+
+    def test_a_device_that_there_is_not(self, start: Start, file: Path) -> None:
+        client = start({"factory": factory}, model_path=str(file), model_device="nonsense")
+        assert "'nonsense'" in client.problems()[0]
+        client = start({"factory": factory}, model_path=str(file), model_device="cpu")
+        assert client.stats()["model"]["device"] == "cpu"
+
     def test_too_large_a_model(self, start: Start, tmp_path: Path) -> None:
         file = tmp_path / "large.pt"
         torch.save(torch.nn.Linear(1000, 300).state_dict(), file)
@@ -243,6 +269,12 @@ class TestHealth:
         model.fails = None
         wait_until(lambda: client.breaker.state == "closed")
         assert client.problems() == []
+
+    def test_it_is_asked_again_after_its_interval(self, start: Start) -> None:
+        check = start({"model": linear()}, health_check_interval=7.0).breaker.check
+        assert check is not None
+        check.passed, check._began = True, 1_000
+        assert [check.due(now) for now in (7_999, 8_000)] == [False, True]
 
     def test_nothing_is_known_to_try(self, start: Start) -> None:
         client = start({"model": linear()})
