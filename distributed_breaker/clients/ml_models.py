@@ -63,7 +63,8 @@ class Loaded:
 
     Attributes:
         call: gives the prediction for one input; no gradients are kept.  A model of PyTorch's on
-            another device than the CPU gets the tensors of its input moved there.
+            another device than the CPU gets the tensors of its input moved there, and those of its
+            output back.
         version: changes with the model's content; the same in every process.  An object without a
             content that could be read has one of its own in each process.
         kind: ``"weights"``, ``"module"``, ``"torchscript"``, ``"export"``, ``"quantized"`` or
@@ -211,8 +212,10 @@ def _ready(
             return module(given)
 
     def call_there(given: Any) -> Any:
+        # The way back waits until the output has been computed, so that time and errors of the
+        # model are those of this call.
         with torch.no_grad():
-            return module(moved(given, device))
+            return moved(module(moved(given, device)), "cpu")
 
     on_cpu = device == "cpu"
     return Loaded(

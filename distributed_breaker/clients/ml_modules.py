@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .ml_files import ModelProblem, brief, need_torch, some, weights_in
+from .ml_values import each_tensor
 
 Factory = Callable[[], Any] | str
 
@@ -146,12 +147,8 @@ def bytes_of(module: Any) -> int:
 
 
 def moved(given: Any, device: str) -> Any:
-    """The same input with its tensors on another device."""
-    if isinstance(given, dict):
-        return {key: moved(value, device) for key, value in given.items()}
-    if type(given) in (list, tuple):
-        return type(given)(moved(value, device) for value in given)
-    return given.to(device) if hasattr(given, "untyped_storage") else given
+    """The same input or output with its tensors on another device."""
+    return each_tensor(given, lambda tensor: tensor.to(device))
 
 
 def hash_of_weights(module: Any) -> str:

@@ -72,22 +72,23 @@ def _holds_tensors(torch: Any, numpy: Any, inputs: Any) -> bool:
     return isinstance(inputs, list | tuple) and any(isinstance(each, kinds) for each in inputs)
 
 
-def _each_tensor(output: Any, change: Callable[[Any], Any]) -> Any:
+def each_tensor(output: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nested dictionaries, lists and tuples with other tensors."""
     if isinstance(output, dict):
-        return {name: _each_tensor(each, change) for name, each in output.items()}
+        return {name: each_tensor(each, change) for name, each in output.items()}
     if isinstance(output, list | tuple):
-        parts = [_each_tensor(each, change) for each in output]
+        parts = [each_tensor(each, change) for each in output]
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-    torch = sys.modules["torch"]
-    return change(output) if isinstance(output, torch.Tensor) else output
+    torch = sys.modules.get("torch")
+    return change(output) if torch is not None and isinstance(output, torch.Tensor) else output
 
 
 def _to_array(output: Any) -> Any:
-    return _each_tensor(output, lambda tensor: tensor.numpy())
+    return each_tensor(output, lambda tensor: tensor.numpy())
 
 
 def _to_list(output: Any) -> Any:
-    return _each_tensor(output, lambda tensor: tensor.tolist())
+    return each_tensor(output, lambda tensor: tensor.tolist())
 
 
 def tensors_of(tree: Any) -> list[Any]:
