@@ -17,7 +17,7 @@ from .model import Step, load
 from .nodes import Command
 from .policy import Policy, State, check_circuit, check_namespace, check_number
 from .snapshot import Change, Snapshot, change_of, snapshot_of
-from .store import OF_ONE_KEY, RedisStore
+from .store import OF_ONE_KEY, RedisStore, key_of
 
 T = TypeVar("T")
 
@@ -85,6 +85,16 @@ class Fleet:
         """The last transitions of a circuit, newest first; at most 50 are kept."""
         check_circuit(circuit)
         return [change_of(e) for e in self._read(lambda: self._store.log(circuit, count))]
+
+    def histories(self, circuits: Sequence[str], count: int = 50) -> dict[str, list[Change]]:
+        """The same of several circuits at once; of one whose log can't be read there is nothing."""
+        keys = [key_of(self.namespace, check_circuit(name)) + ":log" for name in circuits]
+        asked = [Command(key, ("XREVRANGE", key, "+", "-", "COUNT", count)) for key in keys]
+        answers = self.examine(asked) if asked else []
+        return {
+            name: [] if isinstance(answer, StoreError) else [change_of(dict(e)) for _, e in answer]
+            for name, answer in zip(circuits, answers, strict=True)
+        }
 
     def reset(
         self, circuits: Mapping[str, Policy | None], *, actor: str = "", reason: str = ""
@@ -157,6 +167,10 @@ class Fleet:
     def close(self) -> None:
         """Close the connections."""
         self._store.close()
+
+    def forked(self) -> None:
+        """In a child: forget the parent's connections."""
+        self._store.forked()
 
     def __enter__(self) -> Fleet:
         return self

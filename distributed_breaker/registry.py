@@ -84,6 +84,11 @@ class CircuitBreakerRegistry:
         kind = "memory" if self._store is None else "redis"
         return f"<CircuitBreakerRegistry {self.namespace!r} {kind}, {len(self._breakers)} breakers>"
 
+    @property
+    def url(self) -> str:
+        """Where the circuits are kept, with the credentials; ``memory://``: in this process."""
+        return "memory://" if self._store is None else self._store.url
+
     def breaker(
         self, name: str, policy: Policy | None = None, *, disabled: bool = False
     ) -> CircuitBreaker:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from . import model
-from .policy import Policy, State
+from .policy import Numbers, Policy, State
 from .shadow import Decision, Shadow
 
 
@@ -252,8 +253,14 @@ def _counted(c: model.Circuit, now: int, epoch: int) -> dict[str, Any]:
             for r in c.reporters
         ),
         "last_trip": _trip_of_reason(c.reason, epoch),
-        "policy": Policy().with_numbers(policy) if policy else None,
+        "policy": _policy_of(policy) if policy else None,
     }  # fmt: skip
+
+
+@lru_cache(maxsize=1_024)
+def _policy_of(numbers: Numbers) -> Policy:
+    """Most circuits of a fleet have one of a few policies, and to check one takes a while."""
+    return Policy().with_numbers(numbers)
 
 
 def _trip_of_reason(reason: str, epoch: int) -> Trip | None:

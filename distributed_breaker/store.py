@@ -168,6 +168,7 @@ class RedisStore:
 
     def __init__(self, url: str, namespace: str) -> None:
         self.namespace = namespace
+        self.url = url
         self._address = address_of(url)
         self._nodes: Nodes | None = None
         self._opening: Any = None  # the listening thread's connection, the last that was made
