@@ -160,7 +160,7 @@ def explain(
             "timestamp": report.iso(time.time()),
             "explanation": sentences,
             **found,
-            "policy": _policy(held.get(circuit), where.circuits.get(circuit)),
+            "policy": report.policy(held.get(circuit), where.circuits.get(circuit)),
             "errors": errors,
             "history": history,
         })  # fmt: skip
@@ -183,12 +183,3 @@ def _list(title: str, lines: Iterable[str]) -> None:
     lines = [f"  {line}" for line in lines]
     if lines:
         _print(f"\n{title}:", *lines)
-
-
-def _policy(
-    snapshot: Snapshot | None, configured: report.Configured | None
-) -> dict[str, Any] | None:
-    held = snapshot.policy if snapshot else configured.policy if configured else None
-    if held is None:
-        return None
-    return {name: getattr(held, name) for name in held.numbers._fields}

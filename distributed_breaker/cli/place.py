@@ -11,6 +11,7 @@ from .. import config
 from ..address import redacted
 from ..fleet import Fleet
 from ..monitoring import report
+from ..monitoring.source import setting_of
 from ..snapshot import Snapshot
 from .terminal import USAGE, FailureError, complain
 
@@ -45,9 +46,7 @@ class Place(NamedTuple):
         """What the metrics say of the configuration."""
         if self.loaded is None:
             return report.Setting()
-        c = self.loaded.configuration
-        s = c.settings
-        return report.Setting(s.environment, s.monitoring_enabled, len(c.services))
+        return setting_of(self.loaded.configuration)
 
     def fleet(self) -> Fleet:
         """Raises FailureError when the URL or the namespace can't be used."""

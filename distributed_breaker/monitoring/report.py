@@ -57,11 +57,12 @@ class Configured(Protocol):
 
 
 class Setting(NamedTuple):
-    """Where the circuits are: for ``manager_info``."""
+    """Where the circuits are: for ``manager_info`` and the dashboard."""
 
     environment: str = "development"
     monitoring_enabled: bool = True
     services: int = 0
+    namespace: str = "default"
 
 
 # ---------------------------------------------------------------------------- the two reports
@@ -149,6 +150,7 @@ def _health_of(
         "shared_state": None if s.shared_state is None else s.shared_state.value,
         "source": s.source,
         "service": configured.service if configured else service_of(name),
+        "kind": configured.kind if configured else kind_of(name),
         "enabled": enabled,
         "configured": configured is not None,
         "called": _called(s),
@@ -235,6 +237,14 @@ def suspects(snapshot: Snapshot) -> list[str]:
     return [bad[0].id] if lonely and snapshot.shared_state is State.CLOSED else []
 
 
+def policy(snapshot: Snapshot | None, configured: Configured | None) -> dict[str, Any] | None:
+    """The numbers of a circuit, in seconds and shares; None when none are known."""
+    held = snapshot.policy if snapshot else configured.policy if configured else None
+    if held is None:
+        return None
+    return {name: getattr(held, name) for name in held.numbers._fields}
+
+
 # ---------------------------------------------------------------------------- transitions
 
 
@@ -284,6 +294,11 @@ def worst(*statuses: Status) -> Status:
 def service_of(circuit: str) -> str:
     """The service to which a circuit belongs by its name."""
     return circuit.partition(".")[0]
+
+
+def kind_of(circuit: str) -> str:
+    """What the circuit guards, by its name; empty where that says nothing."""
+    return circuit.partition(".")[2].partition(".")[0]
 
 
 def quantile(counts: list[int], share: float) -> float | None:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ..clients.client import Client
 from ..errors import StoreUnavailable
 from ..services import Services, current
 from ..snapshot import Snapshot
-from .report import Setting, Status, health, metrics, worst
+from .report import Status, health, metrics, worst
+from .source import configuration_of, problems_of, setting_of
 
 
 def circuit_breaker_health(services: Services | None = None) -> dict[str, Any]:
@@ -26,20 +26,14 @@ def circuit_breaker_health(services: Services | None = None) -> dict[str, Any]:
     services = services or current()
     snapshots, lost = _seen(services)
     found = health(snapshots, services.configuration.circuits(), time.time(), lost)
-    clients = {client.name: _client(client) for client in services.clients()}
+    clients = {client.name: problems_of(client) for client in services.clients()}
     statuses = [found["overall_status"], *(client["status"] for client in clients.values())]
     return {
         **found,
         "overall_status": worst(*map(Status, statuses)).value,
         "clients": clients,
-        "configuration": _configuration(services),
+        "configuration": configuration_of(services),
     }
-
-
-def _client(client: Client) -> dict[str, Any]:
-    problems = client.problems()
-    status = Status.DEGRADED if problems else Status.HEALTHY
-    return {"status": status.value, "problems": problems}
 
 
 def circuit_breaker_metrics(services: Services | None = None) -> dict[str, Any]:
@@ -48,12 +42,15 @@ def circuit_breaker_metrics(services: Services | None = None) -> dict[str, Any]:
     services = services or current()
     snapshots, lost = _seen(services)
     values = services.configuration
-    settings = values.settings
-    setting = Setting(settings.environment, settings.monitoring_enabled, len(values.services))
-    found = metrics(snapshots, values.circuits(), time.time(), setting)
+    found = metrics(snapshots, values.circuits(), time.time(), setting_of(values))
     store = {"reachable": not lost, "problem": lost or None}
     clients = {client.name: client.stats() for client in services.clients()}
-    return {**found, "clients": clients, "store": store, "configuration": _configuration(services)}
+    return {
+        **found,
+        "clients": clients,
+        "store": store,
+        "configuration": configuration_of(services),
+    }
 
 
 def _seen(services: Services) -> tuple[Mapping[str, Snapshot], str]:
@@ -62,13 +59,3 @@ def _seen(services: Services) -> tuple[Mapping[str, Snapshot], str]:
         return services.registry.snapshot(), ""
     except StoreUnavailable as error:
         return services.registry.snapshot_here(), str(error)
-
-
-def _configuration(services: Services) -> dict[str, Any]:
-    status = services.status
-    return {
-        "files": list(status.files),
-        "environment": status.environment,
-        "version": status.version,
-        "problem": status.problem or None,
-    }
