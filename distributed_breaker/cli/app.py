@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from . import examine, look, settings, step_in, waiting
+from . import examine, look, serving, settings, step_in, waiting
 from .options import Commands, command
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ _function: Callable[..., int]
 for _function in (
     *(look.status, look.metrics, look.monitor, look.explain),
     *(step_in.reset, step_in.force_open, step_in.force_closed, step_in.release),
-    examine.doctor,
+    *(serving.serve, examine.doctor),
 ):
     app.command(_function.__name__.replace("_", "-"))(command(_function))
 app.add_typer(_of_settings, name="config")

@@ -96,6 +96,7 @@ def test_sdist_and_wheel_carry_the_script(tree: Path, tmp_path: Path) -> None:
         assert archive.read(SCRIPT).decode() == script_text()
         names = archive.namelist()
     assert "distributed_breaker/py.typed" in names
+    assert "distributed_breaker/monitoring/schema.json" in names
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"distributed_breaker", "circuit_breaker_config.py"}, "and no other names"
 
