@@ -19,6 +19,7 @@ from . import (
     database,
     http,
     ml,
+    monitoring,
     outage,
     pages,
     peers,
@@ -48,6 +49,7 @@ TOPICS: dict[str, Callable[[Setting], Topic]] = {
     "http": http.run,
     "database": database.run,
     "ml": ml.run,
+    "monitoring": monitoring.run,
 }
 
 
