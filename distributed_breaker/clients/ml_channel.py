@@ -24,7 +24,7 @@ from .ml_tensors import decode, encode, size_of
 LONGEST_FRAME = 64 * 1024
 LONGEST_HEADER = 16 * 2**20
 MOST_BYTES = 2 * 2**30  # of one tree
-KEPT = 64 * 2**20  # memory that is kept for the next tree
+KEPT = 32 * 2**20  # memory that is kept for the next tree
 SMALLEST = 64 * 1024
 _MARK = struct.Struct("<Q")  # with which each memory begins
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL

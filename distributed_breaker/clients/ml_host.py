@@ -63,7 +63,7 @@ def connect(model: dict[str, Any], most_bytes: int | None) -> socket.socket:
     """Connect to the worker of a model, started if there is none.
 
     Raises:
-        ModelProblem: the file is missing, or the folder or the socket is not this user's alone.
+        ModelProblem: the folder or the socket is not this user's alone.
     """
     folder = _folder()
     path = os.path.join(folder, f"{_key(model, most_bytes)}.sock")
@@ -86,12 +86,9 @@ def connect(model: dict[str, Any], most_bytes: int | None) -> socket.socket:
 
 
 def _key(model: dict[str, Any], most_bytes: int | None) -> str:
-    stamp = stamp_of(model["path"])
-    if stamp is None:
-        raise ModelProblem(model["path"], "is missing", "look at the path")
     code = sys.path if model["factory"] or model["safe_globals"] else None
     path = os.path.realpath(model["path"])
-    key = [PROTOCOL, sys.executable, {**model, "path": path}, stamp, most_bytes, code]
+    key = [PROTOCOL, sys.executable, {**model, "path": path}, stamp_of(path), most_bytes, code]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
 

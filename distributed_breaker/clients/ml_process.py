@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from ..fallback.forks import follow_forks
 from ..process import OwnLock, before_uwsgi_forks, follow_process
 from ..workers import start_thread
-from .ml_models import ModelProblem
+from .ml_models import ModelProblem, stamp_of
 from .ml_remote import InferenceTimeout, ModelSpec, RemoteError, Worker, WorkerDied
 from .ml_worker import own_memory
 
@@ -352,8 +352,11 @@ class _Crew:
         engine = self._engine()
         if engine is None:
             return
-        worker, problem = None, None
+        worker: Worker | None = None
+        failed: Exception | None = None
         try:
+            if stamp_of(self._path) is None:  # which costs less than a process that finds it out
+                raise ModelProblem(self._path, "cannot be found", "look at the path")
             with engine._starting:
                 worker = self._loading = Worker(engine.model, engine.shared, engine.most_bytes)
             sample = engine.sample
@@ -362,27 +365,26 @@ class _Crew:
                 worker.load()
                 self._warm(worker, sample)
         except Exception as error:
-            problem = self._in_words(error)
+            failed = error
         with self._changed:
             self._loading = None
-            self._trouble = problem
-            if problem is None and worker is not None and not self._closed:
+            self._trouble = None if failed is None else self._in_words(failed)
+            if failed is None and worker is not None and not self._closed:
                 self._next, worker = worker, None
                 self._failures = 0
                 self._loaded += 1
             elif not self._closed:
-                log.warning("%s", problem)
-                self._not_before = time.monotonic() + self._pause()
+                log.warning("%s", self._trouble)
+                # A shared worker may have ended just now: then the next one is wanted at once.
+                passing = not self._failures and isinstance(failed, WorkerDied)
+                pause = 0.0 if passing else FIRST_PAUSE * 2 ** min(self._failures, 30)
+                self._not_before = time.monotonic() + min(pause, LONGEST_PAUSE)
                 self._failures += 1
             if worker is not None:
                 self._outdated.discard(worker)
         if worker is not None:
             worker.kill()
             worker.retire()
-
-    def _pause(self) -> float:
-        """Seconds before it is tried again."""
-        return min(FIRST_PAUSE * 2 ** min(self._failures, 30), LONGEST_PAUSE)
 
     def _warm(self, worker: Worker, sample: Any) -> None:
         if sample is None:
