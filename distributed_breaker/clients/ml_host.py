@@ -66,22 +66,24 @@ def connect(model: dict[str, Any], most_bytes: int | None) -> socket.socket:
         ModelProblem: the folder or the socket is not this user's alone.
     """
     folder = _folder()
-    path = os.path.join(folder, f"{_key(model, most_bytes)}.sock")
-    with _alone(folder):
-        sock = _connected(path)
+    name = f"{_key(model, most_bytes)}.sock"
+    with _alone(folder) as here:
+        sock = _connected(here, name)
         if sock is not None:
             return sock
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # of one that was killed
-            listening.bind(path)
+                os.unlink(name, dir_fd=here)  # of one that was killed
+            listening.bind(_short(here, name))
             listening.listen(WAITING)
-            first = start_worker(listening, path)
-            sock = _connected(path)
+            first = start_worker(listening, os.path.join(folder, name))
+            sock = _connected(here, name)
     with contextlib.suppress(subprocess.TimeoutExpired):
         first.wait(BUSY)  # it only starts the one that stays
     if sock is None:
-        raise ModelProblem(path, "cannot be connected to", "look at the folder's rights")
+        raise ModelProblem(
+            folder, "cannot be used for sockets", "set XDG_RUNTIME_DIR to another one"
+        )
     return sock
 
 
@@ -95,66 +97,75 @@ def _key(model: dict[str, Any], most_bytes: int | None) -> str:
 def _folder() -> str:
     own = os.environ.get("XDG_RUNTIME_DIR", "")
     if own and os.access(own, os.W_OK):
-        folder = os.path.join(own, "distributed_breaker")
-    else:
-        folder = os.path.join(tempfile.gettempdir(), f"distributed_breaker-{os.geteuid()}")
+        return os.path.join(own, "distributed_breaker")
+    return os.path.join(tempfile.gettempdir(), f"distributed_breaker-{os.geteuid()}")
+
+
+def _opened(folder: str) -> int:
+    """The folder, made if it is missing; nobody can put another one in its place afterwards."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        whose = f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}"
+    remedy = "remove it, or set XDG_RUNTIME_DIR to a folder of this user's"
+    try:
+        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
         raise ModelProblem(
-            folder,
-            f"is not this user's alone ({whose})",
-            "remove it, or set XDG_RUNTIME_DIR to a folder of this user's",
-        )
-    return folder
+            folder, f"is no folder of this user's ({error.strerror})", remedy
+        ) from None
+    found = os.fstat(here)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        os.close(here)
+        whose = f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}"
+        raise ModelProblem(folder, f"is not this user's alone ({whose})", remedy)
+    return here
+
+
+def _short(here: int, name: str) -> str:
+    """A path for a socket, which may have 107 bytes only."""
+    return f"/proc/self/fd/{here}/{name}"
 
 
 @contextlib.contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """No client comes in, and no worker comes or goes meanwhile."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(os.path.join(folder, "lock"), flags, 0o600)
+def _alone(folder: str) -> Iterator[int]:
+    """No client comes in, and no worker comes or goes meanwhile; gives the open folder."""
+    here = _opened(folder)
     try:
         end = time.monotonic() + BUSY
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise ModelProblem(
-                        folder,
-                        f"was not free for {BUSY:g} s",
-                        "end the process that holds its lock",
+                        folder, f"was not free for {BUSY:g} s", "end the process that has locked it"
                     ) from None
                 time.sleep(0.002)
         try:
-            yield
+            yield here
         finally:
             # A child that was forked just now shares the handle, and with it the lock.
-            fcntl.flock(handle, fcntl.LOCK_UN)
+            fcntl.flock(here, fcntl.LOCK_UN)
     finally:
-        os.close(handle)
+        os.close(here)
 
 
-def _connected(path: str) -> socket.socket | None:
+def _connected(here: int, name: str) -> socket.socket | None:
     """Connected to whoever listens there; None: nobody does."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        found = os.lstat(path)
+        found = os.stat(name, dir_fd=here, follow_symlinks=False)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-            raise ModelProblem(path, "is no socket of this user's", "remove it")
+            raise ModelProblem(name, "is no socket of this user's", "remove it")
         sock.settimeout(BUSY)
-        sock.connect(path)
+        sock.connect(_short(here, name))
         _see_who(sock)
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
     except OSError as error:
         sock.close()
-        raise ModelProblem(path, f"cannot be connected to ({error})", "try again") from error
+        raise ModelProblem(name, f"cannot be connected to ({error})", "try again") from error
     except ModelProblem:
         sock.close()
         raise
@@ -213,12 +224,13 @@ class Door:
         if self.fileno() < 0:
             return True
         try:
-            with _alone(os.path.dirname(self._path)):
+            folder, name = os.path.split(self._path)
+            with _alone(folder) as here:
                 if unless_wanted and select.select([self._socket], [], [], 0)[0]:
                     return False
                 with contextlib.suppress(FileNotFoundError):
-                    if os.stat(self._path).st_ino == self._place:
-                        os.unlink(self._path)
+                    if os.stat(name, dir_fd=here).st_ino == self._place:
+                        os.unlink(name, dir_fd=here)
                 self._socket.close()
         except (ModelProblem, OSError):
             return False
