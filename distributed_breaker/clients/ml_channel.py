@@ -154,6 +154,7 @@ class Channel:
     def abandon(self) -> None:
         """Close it here alone: the process that this one was forked from goes on with it."""
         self._socket.close()
+        self._out = self._in = None
 
     def _until(self, deadline: float) -> None:
         left = deadline - time.monotonic()
