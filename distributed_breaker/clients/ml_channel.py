@@ -120,7 +120,7 @@ class Channel:
             if type(frame) is not dict:
                 raise ValueError("a frame is no object")
             return frame, self._read(frame["tree"]) if "tree" in frame else None
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, ImportError) as error:
             raise Broken(str(error)[:300]) from error
 
     def mark(self, number: int) -> None:

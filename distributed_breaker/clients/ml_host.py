@@ -44,7 +44,7 @@ def start_worker(sock: socket.socket, *arguments: str) -> subprocess.Popen[bytes
         subprocess.DEVNULL if arguments else None
     )  # who outlives this process must hold nothing
     return subprocess.Popen(
-        [_python(), "-P", "-m", "distributed_breaker.clients.ml_worker",
+        [_python(), "-P", "-u", "-m", "distributed_breaker.clients.ml_worker",
          str(sock.fileno()), *arguments],
         stdin=subprocess.DEVNULL, stdout=silent, stderr=silent, pass_fds=[sock.fileno()],
         env={**os.environ, "PYTHONPATH": folders}, start_new_session=True,

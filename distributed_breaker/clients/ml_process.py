@@ -9,27 +9,16 @@ waited there ask the next worker once more.  That is safe, for a prediction chan
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-import weakref
 from typing import Any, ClassVar
 
 from ..fallback.forks import follow_forks
 from ..process import OwnLock, before_uwsgi_forks, follow_process
-from ..workers import start_thread
-from .ml_models import ModelProblem, stamp_of
-from .ml_remote import InferenceTimeout, ModelSpec, RemoteError, Worker, WorkerDied
-from .ml_worker import own_memory
+from .ml_crew import Crew
+from .ml_models import ModelProblem
+from .ml_remote import InferenceTimeout, Left, ModelSpec, RemoteError, Worker, WorkerDied
 
 __all__ = ["InferenceTimeout", "ModelSpec", "ProcessEngine", "RemoteError", "WorkerDied"]
-
-WARMING = 60.0  # s for the first call of a worker, with the sample
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # s before a worker that could not be had is tried again
-LEAK_PAUSE = 10.0  # s between two replacements of workers that had taken too much memory
-LOOK = 1.0  # s between two looks at a worker that nobody calls
-
-log = logging.getLogger("distributed_breaker")
 
 
 class ProcessEngine:
@@ -67,7 +56,7 @@ class ProcessEngine:
         self.sample: Any = None
         """An input with which each new worker is warmed; one that fails with it does not take over
         from one that serves."""
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._closed = False
         follow_process(self)
         follow_forks(self)
@@ -148,6 +137,8 @@ class ProcessEngine:
             raise crew.problem() or ModelProblem(self.model.path, "is being loaded", "try again")
         try:
             return worker.call(inputs, seconds)
+        except Left:
+            return self._run(inputs, seconds)
         finally:
             if not worker.usable:
                 crew.lose(worker)
@@ -192,212 +183,16 @@ class ProcessEngine:
     def _closing(self) -> ModelProblem:
         return ModelProblem(self.model.path, "is not run any more", "make another client")
 
-    def _own_crew(self) -> _Crew | None:
+    def _own_crew(self) -> Crew | None:
         crew = self._crew
         if crew is not None or self._closed:
             return crew
         with self._lock:
             if self._crew is None and not self._closed:
-                self._crew = _Crew(self)
+                self._crew = Crew(self.model.path, self._begin, self.spare)
             return self._crew
 
-
-class _Crew:
-    """The workers of one process, and the thread that looks after them.
-
-    A worker is loaded beside the one that serves, and takes over when it is ready.
-    """
-
-    def __init__(self, engine: ProcessEngine) -> None:
-        self.current: Worker | None = None
-        self.wake = threading.Event()
-        self._engine = weakref.ref(engine)
-        self._path = engine.model.path
-        self._with_spare = engine.spare
-        self._next: Worker | None = None
-        self._loading: Worker | None = None
-        self._leaving: list[Worker] = []
-        self._outdated: set[Worker] = set()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._trouble: ModelProblem | None = None
-        self._failures = 0
-        self._not_before = 0.0
-        self._loaded = self._killed = self._replaced = 0
-        self._replaced_at = float("-inf")
-        try:
-            start_thread("circuit-breaker-model", self._look_after)
-        except RuntimeError as error:
-            what = f"has no process, as no thread can be started ({error})"
-            self._trouble = ModelProblem(self._path, what, "let threads run (--enable-threads)")
-
-    def problem(self) -> ModelProblem | None:
-        """Why no call can be run."""
-        if self.current is not None:
-            return None
-        return self._trouble or ModelProblem(self._path, "is being loaded", "try again soon")
-
-    def wait_ready(self, seconds: float) -> bool:
-        """Wait until a call can be run."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self.current, max(0.0, seconds))
-            return self.current is not None
-
-    def lose(self, worker: Worker) -> None:
-        """It is of no use any more."""
-        with self._changed:
-            self._killed += worker.overran
-            self._drop(worker)
-        worker.kill()
-        self.wake.set()
-
-    def reload(self) -> None:
-        """All there are have the old model."""
-        with self._changed:
-            self._outdated.update(self._all())
-            self._failures, self._not_before = 0, 0.0
-        self.wake.set()
-
-    def stats(self) -> dict[str, Any]:
-        """See the engine's."""
-        with self._changed:
-            worker = self.current
-            return {
-                "pid": worker.pid if worker else None,
-                "rss": own_memory(worker.pid) if worker else 0,
-                "since": worker.since if worker else None,
-                "restarts": max(0, self._loaded - 1),
-                "killed": self._killed,
-                "replaced": self._replaced,
-                "trouble": str(self._trouble or ""),
-            }
-
-    def close(self) -> None:
-        """End all workers, and the thread."""
-        with self._changed:
-            self._closed = True
-            workers = self._all() + self._leaving
-            self.current = self._next = None
-            self._changed.notify_all()
-        for worker in workers:
-            worker.kill()
-            worker.retire()
-        self.wake.set()
-
-    def abandon(self) -> None:
-        """In a forked child, which has no other thread."""
-        for worker in self._all():
-            worker.abandon()
-
-    def _all(self) -> list[Worker]:
-        return [each for each in (self.current, self._next, self._loading) if each is not None]
-
-    def _look_after(self) -> None:
-        while not self._closed:
-            self.wake.clear()
-            self.wake.wait(self._round())
-
-    def _round(self) -> float:
-        """Do what is to be done now; seconds until the next look."""
-        with self._changed:
-            leaving = [
-                each for each in (self.current, self._next)
-                if each is not None and not each.alive()
-            ]  # fmt: skip
-            if self._next in self._outdated and self._next is not None:
-                leaving.append(self._next)
-            for worker in leaving:
-                self._drop(worker)
-            if self._next is not None and self._is_stale(self.current):
-                leaving += [self.current] if self.current is not None else []
-                self._take_over()
-            needed = self._is_stale(self.current) or (self._with_spare and self._next is None)
-            pause = self._not_before - time.monotonic()
-        for worker in leaving:
-            worker.retire()
-        if not needed or self._closed:
-            return LOOK
-        if pause > 0:
-            return min(pause, LOOK)
-        self._load()
-        return 0.0
-
-    def _is_stale(self, worker: Worker | None) -> bool:
-        if worker is None or worker in self._outdated:
-            return True
-        return worker.retires and time.monotonic() - self._replaced_at >= LEAK_PAUSE
-
-    def _drop(self, worker: Worker) -> None:
-        """Do without a worker."""
-        self._leaving.append(worker)
-        self._outdated.discard(worker)
-        if self._next is worker:
-            self._next = None
-        if self.current is worker:
-            self.current = None
-            if self._next is not None:
-                self._take_over()
-
-    def _take_over(self) -> None:
-        before, self.current, self._next = self.current, self._next, None
-        if before is not None and before.retires:
-            self._replaced += 1
-            self._replaced_at = time.monotonic()
-        if before is not None:
-            self._drop(before)
-        self._changed.notify_all()
-
-    def _load(self) -> None:
-        """Load one more worker, or note why that cannot be done."""
-        engine = self._engine()
-        if engine is None:
-            return
-        worker: Worker | None = None
-        failed: Exception | None = None
-        try:
-            if stamp_of(self._path) is None:  # which costs less than a process that finds it out
-                raise ModelProblem(self._path, "cannot be found", "look at the path")
-            with engine._starting:
-                worker = self._loading = Worker(engine.model, engine.shared, engine.most_bytes)
-            sample = engine.sample
-            del engine  # nobody else may hold it, and then it is to go
-            if not self._closed:
-                worker.load()
-                self._warm(worker, sample)
-        except Exception as error:
-            failed = error
-        with self._changed:
-            self._loading = None
-            self._trouble = None if failed is None else self._in_words(failed)
-            if failed is None and worker is not None and not self._closed:
-                self._next, worker = worker, None
-                self._failures = 0
-                self._loaded += 1
-            elif not self._closed:
-                log.warning("%s", self._trouble)
-                # A shared worker may have ended just now: then the next one is wanted at once.
-                passing = not self._failures and isinstance(failed, WorkerDied)
-                pause = 0.0 if passing else FIRST_PAUSE * 2 ** min(self._failures, 30)
-                self._not_before = time.monotonic() + min(pause, LONGEST_PAUSE)
-                self._failures += 1
-            if worker is not None:
-                self._outdated.discard(worker)
-        if worker is not None:
-            worker.kill()
-            worker.retire()
-
-    def _warm(self, worker: Worker, sample: Any) -> None:
-        if sample is None:
-            return
-        try:
-            worker.call(sample, WARMING)
-        except (RemoteError, TypeError, ValueError) as error:
-            if self.current is not None:
-                raise
-            log.warning("%s fails with the sample input: %s", self._path, error)
-
-    def _in_words(self, error: Exception) -> ModelProblem:
-        if isinstance(error, ModelProblem):
-            return error
-        what = f"has no process that could run it ({type(error).__name__}: {error})"
-        return ModelProblem(self._path, what, "look at what that process has written")
+    def _begin(self) -> tuple[Worker, Any]:
+        """One more worker, which begins to load; and what warms it."""
+        with self._starting:
+            return Worker(self.model, self.shared, self.most_bytes), self.sample

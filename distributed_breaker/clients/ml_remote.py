@@ -59,6 +59,10 @@ class WorkerDied(Exception):
         self.begun = begun
 
 
+class Left(Exception):
+    """The worker has been replaced before the call began: ask the one that is there now."""
+
+
 class RemoteError(Exception):
     """The model has raised an error, in its own process.
 
@@ -122,7 +126,7 @@ class Worker:
         """Wait until the model is there.
 
         Raises:
-            ModelProblem, WorkerDied: it will not be.
+            ModelProblem, WorkerDied, Left: it will not be.
         """
         with self._in_use():
             try:
@@ -142,7 +146,7 @@ class Worker:
         """What the model makes of the inputs; see ``usable`` afterwards.
 
         Raises:
-            InferenceTimeout, WorkerDied, RemoteError
+            InferenceTimeout, WorkerDied, RemoteError, Left
             TypeError, ValueError: the inputs cannot be sent.
         """
         deadline, number = time.monotonic() + seconds, next(self._numbers)
@@ -200,6 +204,8 @@ class Worker:
     def _in_use(self) -> Iterator[None]:
         try:
             with self._busy:
+                if self._killed:
+                    raise Left
                 yield
         finally:
             self._settle()
@@ -208,16 +214,15 @@ class Worker:
         """End it, if that is wanted and nobody uses it."""
         if not self._killed or not self._busy.acquire(blocking=False):
             return
-        try:
-            if not self._ended:
-                self._ended = True
-                self._channel.close()
-                if self._process is not None:
-                    self._process.kill()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        self._process.wait(DYING)
-        finally:
-            self._busy.release()
+        done, self._ended = self._ended, True
+        self._busy.release()
+        if done:
+            return
+        self._channel.close()
+        if self._process is not None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(DYING)
 
     def _died(self, error: Exception, begun: bool = True) -> WorkerDied:
         if isinstance(error, Broken):
@@ -230,11 +235,22 @@ class Worker:
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(DYING)
-        # Nobody else ends it like that; a shared one tells nothing about its end.
-        memory = code == -signal.SIGKILL
-        how = {None: "", -signal.SIGKILL: ": killed, as when memory runs out"}.get(
-            code, f" with exit code {code}" if code and code > 0 else ""
+        return WorkerDied(
+            f"the model's process has ended{_how(code)}",
+            out_of_memory=code == -signal.SIGKILL,
+            begun=begun,
         )
-        if code is not None and code < 0 and not memory:
-            how = f" by {signal.Signals(-code).name}"
-        return WorkerDied(f"the model's process has ended{how}", out_of_memory=memory, begun=begun)
+
+
+def _how(code: int | None) -> str:
+    """How a process has ended, by its exit code; None: a shared one does not tell."""
+    if code is None:
+        return ""
+    if code >= 0:
+        return f" with exit code {code}"
+    if code == -signal.SIGKILL:
+        return ": killed, as when memory runs out"
+    try:
+        return f" by {signal.Signals(-code).name}"
+    except ValueError:
+        return f" by signal {-code}"

@@ -46,6 +46,9 @@ def main(arguments: list[str]) -> None:
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    # Where memory runs out, the kernel is to choose this process before the applications.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
     given = socket.socket(fileno=int(arguments[0]))
     if arguments[1:]:
         # Nobody has to wait for the end of what outlives its parent.
@@ -53,6 +56,8 @@ def main(arguments: list[str]) -> None:
             os._exit(0)
         worker = Worker(Door(given, arguments[1]))
     else:
+        # An application that is told to end answers what it has begun, and needs this for it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         worker = Worker(None)
         worker.channels.append(Channel(given))
     worker.serve()
@@ -85,7 +90,7 @@ class Worker:
             for channel in [each for each in self.channels if each.fileno() in ready]:
                 try:
                     self._handle(channel)
-                except (Gone, Late, Broken):
+                except (Gone, Late, Broken, MemoryError, RuntimeError):
                     self._leave(channel)
                 except ModelProblem as problem:
                     self._give_up(problem)

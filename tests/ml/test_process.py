@@ -14,7 +14,7 @@ import numpy
 import pytest
 import torch
 
-from distributed_breaker.clients import ml_process
+from distributed_breaker.clients import ml_crew
 from distributed_breaker.clients.ml_channel import KEPT
 from distributed_breaker.clients.ml_models import ModelProblem
 from distributed_breaker.clients.ml_process import (
@@ -188,7 +188,9 @@ def test_a_call_that_ends_its_process(engine: ProcessEngine) -> None:
     assert caught.value.out_of_memory
     # One that nobody calls is noticed, too.
     pid = running(engine)
-    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGTERM)  # which does nothing
+    assert engine.run({"do": "pid"}, LONG) == pid
+    os.kill(pid, signal.SIGKILL)
     soon(lambda: engine.stats()["pid"] not in (pid, None))
     assert engine.run({"do": "pid"}, LONG) == engine.stats()["pid"]
 
@@ -231,7 +233,7 @@ def test_a_new_file_takes_over_without_a_gap(engine: ProcessEngine) -> None:
 def test_a_file_that_is_missing_is_looked_for_again_and_again(
     make: Callable[..., ProcessEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ml_process, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(ml_crew, "FIRST_PAUSE", 0.01)
     path = tmp_path / "net.pt"
     engine = make(spec(str(path)))
     engine.start()
