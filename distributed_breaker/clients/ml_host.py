@@ -95,16 +95,19 @@ def _key(model: dict[str, Any], most_bytes: int | None) -> str:
 
 
 def _folder() -> str:
+    """Where sockets lie; made if it is missing."""
     own = os.environ.get("XDG_RUNTIME_DIR", "")
     if own and os.access(own, os.W_OK):
-        return os.path.join(own, "distributed_breaker")
-    return os.path.join(tempfile.gettempdir(), f"distributed_breaker-{os.geteuid()}")
+        folder = os.path.join(own, "distributed_breaker")
+    else:
+        folder = os.path.join(tempfile.gettempdir(), f"distributed_breaker-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    return folder
 
 
 def _opened(folder: str) -> int:
-    """The folder, made if it is missing; nobody can put another one in its place afterwards."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
+    """The folder, in whose place nobody can put another one from now on."""
     remedy = "remove it, or set XDG_RUNTIME_DIR to a folder of this user's"
     try:
         here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -223,15 +226,13 @@ class Door:
         """
         if self.fileno() < 0:
             return True
-        try:
-            folder, name = os.path.split(self._path)
-            with _alone(folder) as here:
-                if unless_wanted and select.select([self._socket], [], [], 0)[0]:
-                    return False
-                with contextlib.suppress(FileNotFoundError):
-                    if os.stat(name, dir_fd=here).st_ino == self._place:
-                        os.unlink(name, dir_fd=here)
-                self._socket.close()
-        except (ModelProblem, OSError):
-            return False
+        folder, name = os.path.split(self._path)
+        # Where the folder is gone, or is another's by now, nobody can come in anyway.
+        with contextlib.suppress(ModelProblem, OSError), _alone(folder) as here:
+            if unless_wanted and select.select([self._socket], [], [], 0)[0]:
+                return False
+            if os.stat(name, dir_fd=here).st_ino == self._place:
+                os.unlink(name, dir_fd=here)
+            self._socket.close()
+        self._socket.close()
         return True

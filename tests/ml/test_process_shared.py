@@ -21,7 +21,7 @@ from distributed_breaker.clients import ml_host
 from distributed_breaker.clients.ml_host import connect, start_worker
 from distributed_breaker.clients.ml_models import ModelProblem
 from distributed_breaker.clients.ml_process import ProcessEngine, WorkerDied
-from tests.ml.test_process import LONG, gone, running, save, soon, spec
+from tests.ml.test_process import LONG, MIB, gone, running, save, soon, spec
 from tests.unit.clock import wait_until
 
 MODEL = {"path": "/no/model.pt", "device": "cpu", "factory": None, "safe_globals": []}
@@ -54,11 +54,29 @@ class App:
         self.process.stdout.close()
 
 
+def workers_of(folder: Path) -> set[int]:
+    """Those whose door is in a folder."""
+    found = set()
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/distributed_breaker/".encode() in each.read_bytes():
+                found.add(int(each.parent.name))
+    return found
+
+
+def end_workers(folder: Path) -> None:
+    """End them."""
+    for pid in workers_of(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where shared workers are found."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / "distributed_breaker"
+    yield tmp_path / "distributed_breaker"
+    end_workers(tmp_path)
 
 
 @pytest.fixture
@@ -78,31 +96,30 @@ def begin() -> Iterator[Callable[[str, str], App]]:
         yield begin
 
 
-@pytest.fixture
-def ends() -> Iterator[set[int]]:
-    """Processes that are to be ended after the test."""
-    pids: set[int] = set()
-    yield pids
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def two(folder: Path, path: str, ends: set[int]) -> Iterator[tuple[ProcessEngine, ProcessEngine]]:
-    """Two that share a worker, as two processes do."""
-    engines = ProcessEngine(spec(path), shared=True), ProcessEngine(spec(path), shared=True)
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[ProcessEngine]]]:
+    folder = tmp_path_factory.mktemp("pair")
+    model = spec(save(folder / "net.pt", 1.0))
+    engines = [ProcessEngine(model, shared=True, most_bytes=600 * MIB) for _ in range(2)]
+    yield folder, engines
     for each in engines:
-        ends.add(running(each))
-    assert len(ends) == 1
-    yield engines
-    for each in engines:
-        ends.add(each.stats()["pid"] or next(iter(ends)))
         each.close()
+    end_workers(folder)
+
+
+@pytest.fixture
+def two(
+    pair: tuple[Path, list[ProcessEngine]], monkeypatch: pytest.MonkeyPatch
+) -> list[ProcessEngine]:
+    """Two that share a worker, as two processes do; tests leave them with one that is well."""
+    folder, engines = pair
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    assert running(engines[0]) == running(engines[1])
+    return engines
 
 
 def test_processes_that_come_at_once_start_one_worker(
-    folder: Path, path: str, begin: Callable[[str, str], App], ends: set[int]
+    folder: Path, path: str, begin: Callable[[str, str], App]
 ) -> None:
     apps = [begin(path, "shared") for _ in range(4)]
     for app in apps:
@@ -110,7 +127,6 @@ def test_processes_that_come_at_once_start_one_worker(
     for app in apps:
         app.tell("run", {"do": "pid"}, LONG)
     pids = {app.answer() for app in apps}
-    ends |= pids
     assert len(pids) == 1
     assert {app.ask("pid") for app in apps} == pids
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -122,10 +138,10 @@ def test_processes_that_come_at_once_start_one_worker(
 
 
 def test_who_only_waited_in_a_worker_that_ended_asks_the_next_one(
-    two: tuple[ProcessEngine, ProcessEngine], ends: set[int]
+    two: list[ProcessEngine],
 ) -> None:
     guilty, innocent = two
-    (pid,) = ends
+    pid = running(guilty)
     caught: list[Exception] = []
 
     def call() -> None:
@@ -138,53 +154,55 @@ def test_who_only_waited_in_a_worker_that_ended_asks_the_next_one(
     thread.start()
     wait_until(lambda: guilty._own_crew().current._channel.marked())
     answer = innocent.run({"do": "pid"}, LONG)
-    ends.add(answer)
     assert answer != pid
     assert gone(pid)
     thread.join(LONG)
     assert "not answered within 0.5 s" in str(caught[0])
     # Who has killed it is not given another one to kill.
-    assert running(guilty) == running(innocent)
+    assert running(guilty) == running(innocent) == answer
     with pytest.raises(WorkerDied, match="has ended"):
         guilty.run({"do": "abort"}, LONG)
-    wait_until(lambda: gone(answer))
+    soon(lambda: gone(answer))
+    soon(lambda: innocent.stats()["pid"] not in (answer, None))
 
 
-def test_a_shared_worker_lives_on_without_a_hostile_client(
-    two: tuple[ProcessEngine, ProcessEngine], ends: set[int], path: str
-) -> None:
-    engine, _ = two
-    model = engine._own_crew().current._greeting["model"]
-    for frames in (
-        [b"\xff"],
-        [b"[]"],
-        [b"{}"],
-        [b'{"call": 1}'],
-        [b'{"call": "1", "deadline": 1.0}'],
-        [b'{"call": 1, "deadline": 1e300, "tree": [0, 0]}'],
-        [b'{"call": 1, "deadline": 1e300, "tree": [-1, 5]}'],
-        [b'{"model": {}, "most_bytes": null}'],
-        [b'{"model": {"path": "another"}, "most_bytes": null}'],
-        [b'{"model": ' + b"[" * 50_000],
-        [b"x" * 100_000],
+def test_a_shared_worker_that_leaks_is_replaced_for_all(two: list[ProcessEngine]) -> None:
+    pid = running(two[0])
+    two[0].run({"do": "leak", "with": [600 * MIB]}, LONG)
+    for each in two:
+        soon(lambda each=each: each.run({"do": "pid"}, LONG) != pid)
+    assert running(two[0]) == running(two[1])
+    soon(lambda: gone(pid))
+
+
+def test_a_shared_worker_lives_on_without_a_hostile_client(two: list[ProcessEngine]) -> None:
+    pid, greeting = running(two[0]), two[0]._own_crew().current._greeting
+    for frame in (
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"call": 1}',
+        b'{"call": "1", "deadline": 1.0}',
+        b'{"call": 1, "deadline": 1e300, "tree": [0, 0]}',
+        b'{"call": 1, "deadline": 1e300, "tree": [-1, 5]}',
+        b'{"model": {}, "most_bytes": null}',
+        b'{"model": {"path": "another"}, "most_bytes": null}',
+        b'{"model": ' + b"[" * 50_000,
+        b"x" * 100_000,
     ):
-        with connect(model, None) as sock:
+        with connect(*greeting.values()) as sock:
             sock.settimeout(LONG)
-            for frame in frames:
-                sock.send(frame)
+            sock.send(frame)
             assert sock.recv(100) == b""
-    with connect(model, None) as sock:  # and one that says nothing at all
-        assert engine.run({"do": "pid"}, LONG) in ends
+    with connect(*greeting.values()) as sock:  # and one that says nothing at all
+        assert two[0].run({"do": "pid"}, LONG) == pid
         assert sock.fileno() >= 0
 
 
-def test_workers_end_with_their_application(
-    path: str, begin: Callable[[str, str], App], ends: set[int]
-) -> None:
+def test_workers_end_with_their_application(path: str, begin: Callable[[str, str], App]) -> None:
     app = begin(path, "own")
     here = app.ask("run", {"do": "pid"}, LONG)
     there = app.ask("fork")
-    ends |= {here, there}
     assert here != there
     wait_until(lambda: gone(there))  # the child has ended without a word
     assert app.ask("run", {"do": "pid"}, LONG) == here
@@ -194,28 +212,33 @@ def test_workers_end_with_their_application(
 
 
 def test_an_idle_worker_ends_with_its_application(
-    path: str, begin: Callable[[str, str], App], ends: set[int]
+    path: str, begin: Callable[[str, str], App]
 ) -> None:
     app = begin(path, "own")
     pid = app.ask("run", {"do": "pid"}, LONG)
-    ends.add(pid)
     os.kill(pid, 0)
     app.kill()
     soon(lambda: gone(pid))
 
 
-def test_a_worker_that_nobody_needs_ends(folder: Path, ends: set[int]) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["", "without its folder"])
+def test_a_worker_that_nobody_needs_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
     folder.mkdir(0o700)
+    monkeypatch.chdir(folder)
     at = str(folder / "a.sock")
     program = "import distributed_breaker.clients.ml_worker as w; w.LINGERING = 0.2; w.LOOK = 0.1; "
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
-        listening.bind(at)
+        listening.bind("a.sock")  # a whole path may be too long
         listening.listen()
         fd = listening.fileno()
-        subprocess.run(
-            [sys.executable, "-c", f"{program} w.main(['{fd}', '{at}'])"], pass_fds=[fd], check=True
-        )
-    soon(lambda: not os.path.exists(at))
+        program += f"w.main(['{fd}', '{at}'])"
+        subprocess.run([sys.executable, "-c", program], pass_fds=[fd], check=True, cwd=ROOT)
+    if not there:
+        folder.rename(folder.with_name("gone"))
+    soon(lambda: not workers_of(folder.parent))
+    assert not list(folder.iterdir()) if there else not folder.exists()
 
 
 @pytest.mark.parametrize("what", ["open", "link", "file", "foreign"])
