@@ -126,7 +126,7 @@ class Channel:
     def mark(self, number: int) -> None:
         """Show a number to the other side, which sees it also when this process dies right now."""
         if self._out is not None:
-            _MARK.pack_into(self._out, 0, number)
+            _MARK.pack_into(self._out, 0, number % 2**64)
 
     def marked(self) -> int | None:
         """The number that the other side has shown last; None: it could not show any."""

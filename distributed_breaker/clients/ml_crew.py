@@ -66,9 +66,11 @@ class Crew:
         return self._trouble or ModelProblem(self._path, "is being loaded", "try again soon")
 
     def wait_ready(self, seconds: float) -> bool:
-        """Wait until a call can be run."""
+        """Wait until a call can be run, or it is known why none can be."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self.current, max(0.0, seconds))
+            self._changed.wait_for(
+                lambda: self.current or self._trouble or self._closed, max(0.0, seconds)
+            )
             return self.current is not None
 
     def lose(self, worker: Worker) -> None:
@@ -83,7 +85,7 @@ class Crew:
         """All there are have the old model."""
         with self._changed:
             self._outdated.update(self._all())
-            self._failures, self._not_before = 0, 0.0
+            self._failures, self._not_before, self._trouble = 0, 0.0, None
         self.wake.set()
 
     def stats(self) -> dict[str, Any]:
@@ -186,12 +188,15 @@ class Crew:
                 return
             if worker is not None:
                 self._drop(worker)
-            self._trouble = self._in_words(error)
             # A shared worker may have ended just now: then the next one is wanted at once.
-            passing = not self._failures and isinstance(error, WorkerDied)
-            pause = 0.0 if passing else FIRST_PAUSE * 2 ** min(self._failures, 30)
+            if not self._failures and isinstance(error, WorkerDied):
+                self._failures = 1
+                return
+            pause = FIRST_PAUSE * 2 ** min(self._failures, 30)
             self._not_before = time.monotonic() + min(pause, LONGEST_PAUSE)
             self._failures += 1
+            self._trouble = self._in_words(error)
+            self._changed.notify_all()
         log.warning("%s", self._trouble)
 
     def _try_to_load(self) -> Exception | None:

@@ -98,7 +98,7 @@ class ProcessEngine:
         return worker.about if worker is not None else {}
 
     def wait_ready(self, seconds: float) -> bool:
-        """Wait until a call would be run; whether it would."""
+        """Wait until a call would be run, or the reason is known why not; whether it would."""
         crew = self._own_crew()
         return crew is not None and crew.wait_ready(seconds)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import select
 import signal
@@ -133,7 +134,7 @@ class Worker:
         match frame:
             case {"model": dict(model), "most_bytes": int() | None as most_bytes}:
                 self._greet(channel, model, most_bytes)
-            case {"call": int(number), "deadline": float(deadline)} if self._loaded is not None:
+            case {"call": int(number), "deadline": float(deadline)} if math.isfinite(deadline):
                 self._call(channel, number, deadline, tree)
             case _:
                 raise Broken("neither the model's name nor a call")
@@ -161,10 +162,11 @@ class Worker:
                 channel.send({"problem": words}, time.monotonic() + FRAME)
 
     def _call(self, channel: Channel, number: int, deadline: float, tree: Any) -> None:
+        if self._loaded is None:
+            raise Broken("a call comes before the model's name")
         left = min(deadline - time.monotonic(), LONGEST_CALL)
         if left <= 0:
             return  # who asked does not wait any more
-        assert self._loaded is not None
         grace = GRACE if self._door is None else max(GRACE, left)
         with _ends_after(left + grace):
             channel.mark(number)
@@ -176,7 +178,7 @@ class Worker:
             except BaseException as error:
                 channel.send(
                     {**self._answer(number), "error": type(error).__qualname__[:200],
-                     "message": brief(error), "out_of_memory": out_of_memory(error)},
+                     "message": _said(error), "out_of_memory": out_of_memory(error)},
                     time.monotonic() + FRAME,
                 )  # fmt: skip
             finally:
@@ -220,6 +222,14 @@ def _named(place: str, where: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         what = f"may use {place!r}, which cannot be had ({brief(error)})"
         raise ModelProblem(where, what, 'name it as "package.module:Class"') from error
+
+
+def _said(error: BaseException) -> str:
+    """What an error says; it is the model's own, and may have defects, too."""
+    try:
+        return brief(error)
+    except Exception:
+        return ""
 
 
 def own_memory(pid: int | str = "self") -> int:

@@ -240,9 +240,9 @@ def test_a_file_that_is_missing_is_looked_for_again_and_again(
     wait_until(lambda: "cannot be found" in engine.problem)
     with pytest.raises(ModelProblem, match=r"net\.pt cannot be found: look at the path"):
         engine.run(1, LONG)
-    assert not engine.wait_ready(0.0)
+    assert not engine.wait_ready(LONG)
     save(path, 3.0)
-    running(engine)
+    soon(lambda: engine.ready)
     assert engine.run(torch.zeros(1), LONG) == 3.0
     engine.close()
     engine.close()

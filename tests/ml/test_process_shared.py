@@ -183,6 +183,7 @@ def test_a_shared_worker_lives_on_without_a_hostile_client(two: list[ProcessEngi
         b"{}",
         b'{"call": 1}',
         b'{"call": "1", "deadline": 1.0}',
+        b'{"call": 1, "deadline": NaN}',
         b'{"call": 1, "deadline": 1e300, "tree": [0, 0]}',
         b'{"call": 1, "deadline": 1e300, "tree": [-1, 5]}',
         b'{"model": {}, "most_bytes": null}',
@@ -194,6 +195,10 @@ def test_a_shared_worker_lives_on_without_a_hostile_client(two: list[ProcessEngi
             sock.settimeout(LONG)
             sock.send(frame)
             assert sock.recv(100) == b""
+    with connect(*greeting.values()) as sock:
+        sock.settimeout(LONG)
+        sock.send(b'{"call": -5, "deadline": 1e300}')
+        assert json.loads(sock.recv(1000))["call"] == -5
     with connect(*greeting.values()) as sock:  # and one that says nothing at all
         assert two[0].run({"do": "pid"}, LONG) == pid
         assert sock.fileno() >= 0
