@@ -47,7 +47,7 @@ class Crew:
         self._leaving: list[Worker] = []
         self._outdated: set[Worker] = set()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._abandoned = False
         self._trouble: ModelProblem | None = None
         self._failures = 0
         self._not_before = 0.0
@@ -116,7 +116,7 @@ class Crew:
 
     def abandon(self) -> None:
         """In a forked child.  A thread that is a greenlet has come along, and must do nothing."""
-        self._closed = True
+        self._closed = self._abandoned = True
         for worker in self._all() + self._leaving:
             worker.abandon()
 
@@ -127,6 +127,8 @@ class Crew:
         while not self._closed:
             self.wake.clear()
             self.wake.wait(self._round())
+        if self._abandoned:
+            threading.Event().wait()  # the child's threading does not know it, so it may not end
 
     def _round(self) -> float:
         """Do what is to be done now; seconds until the next look."""

@@ -123,7 +123,7 @@ class ProcessEngine:
         try:
             return self._run(inputs, seconds)
         except WorkerDied as error:
-            # It only waited in a worker that has ended.  Once is enough: the next one has room.
+            # It only waited in a worker that has ended.  Once is enough: a second time tells more.
             if error.begun or not self.wait_ready(deadline - time.monotonic()):
                 raise
         return self._run(inputs, deadline - time.monotonic())

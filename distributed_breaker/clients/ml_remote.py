@@ -160,7 +160,7 @@ class Worker:
                 raise InferenceTimeout(f"the model has not answered within {seconds:g} s") from None
             except (Gone, Broken) as error:
                 self.usable = False
-                begun = self._process is not None or self._channel.marked() in (None, number)
+                begun = self._channel.marked() in (None, number)
                 raise self._died(error, begun) from None
         match frame:
             case {"call": int(answered), "retires": bool(retires)} if answered == number:
