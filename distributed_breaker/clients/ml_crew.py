@@ -31,16 +31,21 @@ class Crew:
         path: of the model's file.
         begin: a method that gives a worker which begins to load, and the sample that warms it.  Its
             owner is not held: with him the crew ends.
+        tell: a method that is called when a worker has taken over, or none could be had.
         spare: keep one more ready.
     """
 
     def __init__(
-        self, path: str, begin: Callable[[], tuple[Worker, Any]], spare: bool = False
+        self,
+        path: str,
+        begin: Callable[[], tuple[Worker, Any]],
+        tell: Callable[[], None],
+        spare: bool = False,
     ) -> None:
         self.current: Worker | None = None
         self.wake = threading.Event()
         self._path = path
-        self._begin = weakref.WeakMethod(begin)
+        self._begin, self._tell = weakref.WeakMethod(begin), weakref.WeakMethod(tell)
         self._with_spare = spare
         self._next: Worker | None = None
         self._loading: Worker | None = None
@@ -64,6 +69,11 @@ class Crew:
         if self.current is not None:
             return None
         return self._trouble or ModelProblem(self._path, "is being loaded", "try again soon")
+
+    @property
+    def loading(self) -> bool:
+        """Whether a worker is on its way, and none is there."""
+        return self.current is None and self._trouble is None and not self._closed
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait until a call can be run, or it is known why none can be."""
@@ -124,9 +134,18 @@ class Crew:
         return [each for each in (self.current, self._next, self._loading) if each is not None]
 
     def _look_after(self) -> None:
+        known: object = None
         while not self._closed:
             self.wake.clear()
-            self.wake.wait(self._round())
+            pause = self._round()
+            news = self.current or self._trouble
+            if news is not known:
+                known = news
+                tell = self._tell()
+                if tell is not None:
+                    tell()
+                del tell  # which holds the owner
+            self.wake.wait(pause)
         if self._abandoned:
             threading.Event().wait()  # the child's threading does not know it, so it may not end
 

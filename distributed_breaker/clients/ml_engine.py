@@ -64,8 +64,8 @@ class ThreadEngine:
 
     @property
     def loading(self) -> bool:
-        """Whether the first one is being loaded."""
-        return self._loading and self.loaded is None
+        """Whether there will be a model, and there is none yet."""
+        return self.loaded is None and not self.problem
 
     def start(self) -> None:
         """Load it in the background, unless that is done or under way, or was in vain just now."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,7 +65,7 @@ class Lane:
         if worker == "thread":
             self.engine = ThreadEngine(name, self._load, self._tensors_of(sample))
         else:
-            self.engine = self._process(worker)
+            self.engine = self._process(worker, self._tensors_of(sample))
         self._hold = hold
         self.queue = Queue(name, self.engine, bounds_of(section), self._held)
         self.loaded: Callable[[str], None] = lambda device: None
@@ -91,7 +89,7 @@ class Lane:
                 source.path,
                 device=device,
                 factory=source.factory,
-                safe_globals=[_imported(source.path, each) for each in source.safe_globals],
+                safe_globals=source.safe_globals,
                 most_bytes=self.section.max_model_memory_mb * MB,
             )
         if source.lighter_than is not None:
@@ -105,27 +103,42 @@ class Lane:
             self.name, "has no model", "say model_path in the file, or give the getter a model"
         )
 
-    def _process(self, worker: str) -> Any:
-        from .ml_process import (  # type: ignore[import-not-found]
-            ModelSpec,
-            ProcessEngine,
-        )
+    def to_quantize(self) -> Loaded:
+        """The model in this process.
+
+        Raises:
+            ModelProblem: there is none, or not yet.
+        """
+        if self.engine.hard:
+            return self._load()
+        loaded: Loaded | None = self.engine.loaded
+        if loaded is None:
+            raise ModelProblem(self.name, "has no model that could be quantized yet", "wait for it")
+        return loaded
+
+    def _process(self, worker: str, sample: Callable[[], Any]) -> Any:
+        from .ml_process import ProcessEngine
+
+        spec, shared = self._spec(), worker == "host"
+        return ProcessEngine(spec, shared=shared, most_bytes=spec.most_bytes, sample=sample)
+
+    def _spec(self) -> Any:
+        """What another process is to load."""
+        from .ml_process import ModelSpec
 
         source, section = self.source, self.section
         if source.model is not None or source.path is None:
             raise ValueError(
-                f"{self.name}: worker {worker!r} needs a model_path, since a process loads its "
-                "model itself; a model that is an object can only run in a thread"
+                f"{self.name}: worker {section.worker!r} needs a model_path, since a process loads "
+                "its model itself; a model that is an object can only run in a thread"
             )
-        most = section.max_model_memory_mb * MB
-        spec = ModelSpec(
+        return ModelSpec(
             source.path,
             section.model_device,
             _importable(source.factory),
             tuple(filter(None, map(_importable, source.safe_globals))),
-            most,
+            section.max_model_memory_mb * MB,
         )
-        return ProcessEngine(spec, shared=worker == "host", most_bytes=most)
 
     def _told(self) -> None:
         if self.engine.ready:
@@ -137,7 +150,7 @@ class Lane:
 
     def _held(self) -> str:
         engine = self.engine
-        if not engine.ready and not engine.problem:
+        if engine.loading:
             return "the model is being loaded"
         return self._hold()
 
@@ -154,9 +167,12 @@ class Lane:
 
     def use(self, source: Source) -> None:
         """Take another model, without a gap."""
-        if source != self.source:
-            self.source = source
-            self.engine.reload()
+        if source == self.source:
+            return
+        self.source = source
+        if self.engine.hard:
+            self.engine.model = self._spec()
+        self.engine.reload()
 
     def configure(self, section: Ml) -> None:
         """Go by other numbers."""
@@ -165,7 +181,8 @@ class Lane:
 
     def problems(self) -> list[str]:
         """What is wrong with it."""
-        found = [f"model: {self.engine.problem}"] if self.engine.problem else []
+        problem = "" if self.engine.loading else self.engine.problem
+        found = [f"model: {problem}"] if problem else []
         stuck = self.queue.stats()["stuck_threads"]
         if stuck:
             found.append(f"{stuck} threads hang in the model")
@@ -193,18 +210,6 @@ def bounds_of(section: Ml) -> Bounds:
     return Bounds(
         section.max_queue_size, section.queue_timeout, section.max_batch_size, section.batch_wait
     )
-
-
-def _imported(path: str, thing: Any) -> Any:
-    """A class by its name in the file."""
-    if not isinstance(thing, str):
-        return thing
-    module, _, name = thing.partition(":")
-    try:
-        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        what = f"cannot be read with {thing!r} in safe_globals, which cannot be imported"
-        raise ModelProblem(path, what, "name it as package.module:Class") from error
 
 
 def _importable(thing: Any) -> str | None:

@@ -26,6 +26,7 @@ from .ml_modules import (
     is_module,
     module_of_program,
     moved,
+    named,
     on,
     tensors_of,
 )
@@ -107,14 +108,16 @@ def load_model(
         factory: makes the module that the weights of the file belong to: a function without
             arguments, or its place as ``"package.module:function"``.  With it, the file must hold
             weights and nothing else.
-        safe_globals: classes and functions that a pickle may use; all that a whole module is of.
+        safe_globals: classes and functions that a pickle may use, or their places as texts; all
+            that a whole module is of.
         most_bytes: that the model may take.
 
     Raises:
         ModelProblem: it cannot be had.
     """
     where, began = os.fspath(path), time.monotonic()
-    terms = _Terms(where, device_of(device, where), factory, tuple(safe_globals), most_bytes)
+    allowed = tuple(named(each, where) for each in safe_globals)
+    terms = _Terms(where, device_of(device, where), factory, allowed, most_bytes)
     for _ in range(TRIES):
         with opened(where) as file:
             problem = None

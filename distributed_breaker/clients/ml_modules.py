@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib
 import sys
@@ -31,14 +32,28 @@ def in_eval_mode(module: Any) -> str:
     return "torchscript" if isinstance(module, torch.jit.ScriptModule) else "module"
 
 
+def named(place: Any, where: str) -> Any:
+    """The class or function at a place such as ``"package.module:Class"``; what is no text is it
+    already.
+
+    Raises:
+        ModelProblem: there is none.
+    """
+    if not isinstance(place, str):
+        return place
+    module, _, name = place.partition(":")
+    try:
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        what = f"may use {place!r}, which cannot be had ({brief(error)})"
+        raise ModelProblem(where, what, 'name it as "package.module:Class"') from error
+
+
 def _made(where: str, factory: Factory) -> Any:
     """A new module, without weights."""
     who = factory if isinstance(factory, str) else getattr(factory, "__qualname__", repr(factory))
     try:
-        if isinstance(factory, str):
-            place, _, name = factory.partition(":")
-            factory = getattr(importlib.import_module(place), name)
-        module = factory()  # type: ignore[operator]
+        module = named(factory, where)()
     except Exception as error:
         raise ModelProblem(
             where,
@@ -168,3 +183,12 @@ def hash_of_weights(module: Any) -> str:
     except (RuntimeError, ValueError):  # tensors without plain memory
         return uuid.uuid4().hex[:16]
     return made.hexdigest()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was wanting, be it the host's or a GPU's."""
+    if isinstance(error, MemoryError) or getattr(error, "out_of_memory", False):
+        return True
+    # torch says it of a GPU by a type, and of the host by a RuntimeError with these words.
+    text = str(error)[:300] if isinstance(error, RuntimeError) else ""
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text

@@ -10,6 +10,7 @@ waited there ask the next worker once more.  That is safe, for a prediction chan
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..fallback.forks import follow_forks
@@ -35,11 +36,15 @@ class ProcessEngine:
             is ready.  A model that needs more from the start is let be.
         spare: keep a second worker ready, which takes over at once when one is killed; it takes
             as much memory again.  A shared worker has none.
+        sample: gives the input with which each new worker is warmed, or None; one that fails with
+            it does not take over from one that serves.
     """
 
     fork_locks: ClassVar[tuple[tuple[int, str], ...]] = ((60, "_starting"),)
     _starting = OwnLock()
     _lock = OwnLock()
+
+    hard = True
 
     def __init__(
         self,
@@ -48,14 +53,15 @@ class ProcessEngine:
         shared: bool = False,
         most_bytes: int | None = None,
         spare: bool = False,
+        sample: Callable[[], Any] = lambda: None,
     ) -> None:
         self.model = model
         self.shared = shared
         self.most_bytes = most_bytes
         self.spare = spare and not shared
-        self.sample: Any = None
-        """An input with which each new worker is warmed; one that fails with it does not take over
-        from one that serves."""
+        self.sample = sample
+        self.told: Callable[[], object] = lambda: None
+        """Called when a worker has taken over, or none could be had."""
         self._crew: Crew | None = None
         self._closed = False
         follow_process(self)
@@ -83,6 +89,12 @@ class ProcessEngine:
         crew = self._own_crew()
         problem = crew.problem() if crew is not None else self._closing()
         return str(problem or "")
+
+    @property
+    def loading(self) -> bool:
+        """Whether there will be a model, and there is none yet."""
+        crew = self._own_crew()
+        return crew is not None and crew.loading
 
     @property
     def version(self) -> str:
@@ -155,14 +167,20 @@ class ProcessEngine:
             crew.reload()
 
     def stats(self) -> dict[str, Any]:
-        """What is known of the workers, without asking them.
+        """What is known of the model and of the workers, without asking them: ready, version, kind,
+        device, bytes, load_seconds, and
 
         pid; rss: bytes of memory that it has for itself; since: when it was ready, in s since 1970,
         or None; restarts: after the first start; killed: because of an overrun deadline; replaced:
         after growing too large; shared; trouble: why the last one could not be had, or "".
         """
         crew = self._own_crew()
-        return {"shared": self.shared, **(crew.stats() if crew is not None else {})}
+        about = dict(self.about)
+        known = {name: about[name] for name in ("version", "kind", "device", "bytes") if about}
+        if about:
+            known["load_seconds"] = round(about["seconds"], 3)
+        workers = crew.stats() if crew is not None else {}
+        return {"ready": bool(about), **known, "shared": self.shared, **workers}
 
     def close(self) -> None:
         """End this process's workers, also in the midst of a call.  Safe to call twice."""
@@ -189,10 +207,13 @@ class ProcessEngine:
             return crew
         with self._lock:
             if self._crew is None and not self._closed:
-                self._crew = Crew(self.model.path, self._begin, self.spare)
+                self._crew = Crew(self.model.path, self._begin, self._tell, self.spare)
             return self._crew
 
     def _begin(self) -> tuple[Worker, Any]:
         """One more worker, which begins to load; and what warms it."""
         with self._starting:
-            return Worker(self.model, self.shared, self.most_bytes), self.sample
+            return Worker(self.model, self.shared, self.most_bytes), self.sample()
+
+    def _tell(self) -> None:
+        self.told()

@@ -21,6 +21,8 @@ from ..errors import CircuitBreakerOpenException
 from ..process import OwnLock
 from ..workers import start_thread
 from .ml_batches import Joins
+from .ml_modules import out_of_memory
+from .ml_remote import InferenceTimeout
 
 MOST_STUCK = 4  # threads that are left behind in a model, before no further one is risked
 LOOK_AGAIN = 0.05  # s between two looks at why calls are put off
@@ -36,15 +38,13 @@ class ModelOverloaded(CircuitBreakerOpenException):
     """The model is well and has no time for this call; the circuit counts nothing."""
 
 
-class InferenceTimeout(TimeoutError):
-    """The model has not answered in time."""
-
-
 class Engine(Protocol):
     """Runs a model."""
 
     hard: bool
     """Whether ``run`` ends in time by itself."""
+    loading: bool
+    """Whether there will be a model, and there is none yet."""
     version: str
     """Changes with the model."""
 
@@ -308,6 +308,8 @@ class Queue:
                 raise self._late(request, now)
             self._go_on(now)
             end = min(request.put_at + self.bounds.queue, request.until)
+            if self.engine.loading:
+                end = min(end, request.put_at + request.limit)
             if now < end:
                 # It may begin at once, and then has no longer than its limit.
                 ends = end, now + request.limit, self._run.until if self._run else end
@@ -583,12 +585,3 @@ def _set(futures: list[asyncio.Future[None]]) -> None:
     for future in futures:
         if not future.done():
             future.set_result(None)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was wanting, be it the host's or a GPU's."""
-    if isinstance(error, MemoryError) or getattr(error, "out_of_memory", False):
-        return True
-    # torch says it of a GPU by a type, and of the host by a RuntimeError with these words.
-    text = str(error)[:300] if isinstance(error, RuntimeError) else ""
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text

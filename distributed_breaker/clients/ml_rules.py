@@ -12,7 +12,8 @@ from ..policy import check_number
 from ..sections import Ml
 from .client import Client
 from .ml_lane import Lane
-from .ml_queue import InferenceTimeout, ModelOverloaded, Request
+from .ml_queue import ModelOverloaded, Request
+from .ml_remote import InferenceTimeout
 from .ml_stored import Kept, Predictions
 from .ml_values import (
     Back,

@@ -12,7 +12,6 @@ holds Python's lock.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import os
 import select
@@ -27,6 +26,7 @@ from .ml_channel import Broken, Channel, Gone, Late
 from .ml_files import brief
 from .ml_host import Door
 from .ml_models import Loaded, ModelProblem, load_model
+from .ml_modules import out_of_memory
 
 LOADING = 600.0  # s
 FRAME = 1.0  # s for a frame to be read or written
@@ -205,23 +205,12 @@ def _ends_after(seconds: float) -> Iterator[None]:
 def _load(model: dict[str, Any]) -> Loaded:
     """Raises ModelProblem, whatever is wrong."""
     try:
-        safe = [_named(place, model["path"]) for place in model["safe_globals"]]
-        return load_model(**{**model, "safe_globals": safe})
+        return load_model(**model)
     except ModelProblem:
         raise
     except Exception as error:
         what = f"cannot be loaded ({type(error).__name__}: {brief(error)})"
         raise ModelProblem(str(model.get("path")), what, "look at the file") from error
-
-
-def _named(place: str, where: str) -> Any:
-    """The class or function at a place such as ``"package.module:Class"``."""
-    module, _, name = place.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        what = f"may use {place!r}, which cannot be had ({brief(error)})"
-        raise ModelProblem(where, what, 'name it as "package.module:Class"') from error
 
 
 def _said(error: BaseException) -> str:
@@ -240,16 +229,6 @@ def own_memory(pid: int | str = "self") -> int:
     except (OSError, ValueError):
         return 0
     return (resident - shared) * PAGE
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, of the host's or of a GPU's."""
-    torch = sys.modules.get("torch")
-    kinds = (MemoryError, *([torch.OutOfMemoryError] if torch is not None else []))
-    if isinstance(error, kinds):
-        return True
-    # PyTorch has no error of its own for the CPU's memory.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_a_new_file_takes_over_without_a_gap(engine: ProcessEngine) -> None:
         return answers[-1]
 
     assert answer() == 1.0
-    engine.sample = {"do": "pid"}  # the next worker answers it before it takes over
+    engine.sample = lambda: {"do": "pid"}  # the next worker answers it before it takes over
     path.write_bytes(b"broken")
     engine.reload()
     soon(lambda: answer() and engine.stats()["trouble"])
