@@ -38,7 +38,7 @@ class Lease(NamedTuple):
 class Permit:
     """The right to make one call, and the place to say how it ended.
 
-    The first of ``success``, ``failure`` and ``ignore`` counts; later ones do nothing.
+    The first of ``success``, ``slow``, ``failure`` and ``ignore`` counts; later ones do nothing.
     """
 
     # There is no __init__: a permit is made for every guarded block, and calling an __init__
@@ -65,18 +65,19 @@ class Permit:
         """Whether this is a trial call of a half-open circuit."""
         return self._lease is not None
 
-    def success(self, *, slow: bool = False, duration: float | None = None) -> None:
-        """The call succeeded.
+    def success(self) -> None:
+        """The call succeeded."""
+        self._ended(None)
+
+    def slow(self, duration: float | None = None) -> None:
+        """The call succeeded, and counts as a slow one, for another reason than how long it took.
 
         Args:
-            slow: count it with the slow calls, for another reason than how long it took.
             duration: seconds that the dependency took; None: those since the call began.
         """
-        spent = None if duration is None else round(duration * 1e9)
-        if not slow:
-            self._ended(None, spent)
-        elif not self._done:
+        if not self._done:
             self._done = True
+            spent = None if duration is None else round(duration * 1e9)
             self._record(Outcome.SUCCESS, spent, slow=True)
 
     def failure(self, exc: BaseException | None = None, open_for: float | None = None) -> None:

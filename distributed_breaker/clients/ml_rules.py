@@ -262,8 +262,10 @@ class MlRules(Client):
             permit._ended(failed, took)
         elif not asked:
             permit.ignore()
+        elif poor:
+            permit.slow(took / 1e9)
         else:
-            permit.success(slow=poor, duration=took / 1e9)
+            permit._ended(None, took)
 
     def _examine(self, inputs: Any, output: Any) -> bool:
         """Whether an output is a weak one among too many.

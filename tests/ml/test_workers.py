@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,9 +49,9 @@ def test_a_hanging_model_is_killed_and_others_answer_meanwhile(client: MlClient)
     assert found.version == client.stats()["model"]["version"]
     before = client.stats()["model"]["pid"]
     request = Request({"do": "hang"}, 0.2)  # what callers give is made tensors
-    with pytest.raises(InferenceTimeout):
+    with contextlib.suppress(InferenceTimeout):  # that the caller's own clock has raised
         client.model.queue.ask([request])
-        raise request.error or AssertionError("the model has answered")
+        assert isinstance(request.error, InferenceTimeout)
     stats = client.stats()["model"]
     assert stats["stuck_threads"] == 0, "no thread is left behind"
     again = client.predict_with_info(torch.ones(1, 2), timeout=60)
