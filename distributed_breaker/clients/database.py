@@ -510,8 +510,8 @@ class DatabaseClient(Client):
             ("size", "size"), ("checked_out", "checkedout"), ("overflow", "overflow")
         ):  # fmt: skip
             ask = getattr(engine.pool, method, None)
-            if ask is not None:
-                figures[name] = max(0, ask())
+            if ask is not None:  # one kind of pool has a number in its place
+                figures[name] = max(0, ask() if callable(ask) else ask)
         return {**figures, "exhausted_in_a_row": self._exhausted}
 
     def problems(self) -> list[str]:

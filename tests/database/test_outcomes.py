@@ -228,6 +228,12 @@ def test_an_exhausted_pool_is_no_failure_of_the_database(start: Start, url: str)
     engine.dispose()
 
 
+def test_a_pool_whose_size_is_a_number(start: Start) -> None:
+    client = start("sqlite://")
+    client.execute_query("SELECT 1")
+    assert client.stats()["pool"] == {"size": 5, "exhausted_in_a_row": 0}
+
+
 SQLITE = {
     sqlite3.SQLITE_BUSY: "timeout", sqlite3.SQLITE_LOCKED: "conflict",
     sqlite3.SQLITE_IOERR_READ: "server", sqlite3.SQLITE_CORRUPT: "server",
