@@ -1,0 +1,230 @@
+"""What the clients of a process count and hold, as families of samples.
+
+Pure.  A client says of itself what it likes (``Client.stats``); here stands what of it is exported.
+All of that is of this process, but for what waits in an outbox, which is the host's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .figures import NONE, Family, Figures, Labels, Samples, family
+
+Stats = Mapping[str, Any]
+Found = Iterator[tuple[Labels, float]]
+
+
+class Figure(NamedTuple):
+    """A family, of which kind of clients it is (empty: of any), and how its numbers are found in
+    what one client says; there are none where it has none."""
+
+    family: Family
+    kind: str
+    find: Callable[[Stats], Found]
+
+
+def _at(*path: str) -> Callable[[Stats], Found]:
+    """The number at one place."""
+
+    def find(stats: Stats) -> Found:
+        value = _look(stats, path)
+        if isinstance(value, int | float):
+            yield NONE, value
+
+    return find
+
+
+def _look(stats: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        stats = stats.get(key) if isinstance(stats, Mapping) else None
+    return stats
+
+
+def _each(label: str, *path: str) -> Callable[[Stats], Found]:
+    """The numbers below one place, whose names are few."""
+
+    def find(stats: Stats) -> Found:
+        found = _look(stats, path)
+        for name, value in found.items() if isinstance(found, Mapping) else ():
+            yield Labels(**{label: str(name)}), value
+
+    return find
+
+
+# Where the kinds of clients say what their tiers hold.
+TIERS = (
+    (Labels(tier="memory"), ("tiers", "memory")),
+    (Labels(tier="disk"), ("tiers", "disk")),
+    (Labels(tier="memory"), ("stored", "memory")),
+    (Labels(tier="disk"), ("stored", "disk")),
+    (Labels(tier="memory"), ("stored",)),
+)
+
+
+def _tiers(what: str) -> Callable[[Stats], Found]:
+    """A number of each tier."""
+
+    def find(stats: Stats) -> Found:
+        for tier, path in TIERS:
+            value = _look(stats, (*path, what))
+            if value is not None:
+                yield tier, value
+
+    return find
+
+
+def _answers(stats: Stats) -> Found:
+    """By the first digit: a server may make up as many statuses as it likes."""
+    classes = Counter[str]()
+    for status, count in (stats.get("statuses") or {}).items():
+        classes[f"{status[0]}xx"] += count
+    for of, count in classes.items():
+        yield Labels(code=of), count
+
+
+def _phases(stats: Stats) -> Found:
+    for phase, took in (stats.get("times") or {}).items():
+        yield Labels(phase=phase), took["seconds"]
+
+
+def _topics(what: str, of_all: Callable[[list[float]], float]) -> Callable[[Stats], Found]:
+    """A number of all topics of the outbox together."""
+
+    def find(stats: Stats) -> Found:
+        topics = _look(stats, ("outbox", "topics"))
+        if topics is not None:
+            yield NONE, of_all([topic[what] or 0 for topic in topics.values()])
+
+    return find
+
+
+def _oldest(ages: list[float]) -> float:
+    return max(ages, default=0)
+
+
+def _figure(of: str, kind: str, name: str, text: str, find: Callable[[Stats], Found]) -> Figure:
+    return Figure(family(kind, name, text), of, find)
+
+
+FIGURES = [
+    _figure("", "counter", "cache_hits", "Fresh values that a tier has served.", _tiers("hits")),
+    _figure(
+        "", "counter", "cache_stale_hits", "Old values that a tier has served.", _tiers("stale")
+    ),
+    _figure("", "counter", "cache_misses", "Values that a tier did not have.", _tiers("misses")),
+    _figure("", "counter", "cache_evictions", "Values that had to make room.", _tiers("evictions")),
+    _figure("", "gauge", "cache_items", "Values that a tier holds.", _tiers("items")),
+    _figure("", "gauge", "cache_bytes", "What they take.", _tiers("bytes")),
+    _figure("", "gauge", "cache_tier_works", "0 while a tier on disk fails.", _tiers("works")),
+    _figure(
+        "",
+        "gauge",
+        "outbox_waiting",
+        "What waits on this host for its circuit to close.",
+        _topics("waiting", sum),
+    ),
+    _figure(
+        "",
+        "gauge",
+        "outbox_parked",
+        "What can't be delivered, and waits for an operator.",
+        _topics("parked", sum),
+    ),
+    _figure(
+        "",
+        "gauge",
+        "outbox_oldest_age_seconds",
+        "For how long the oldest of it has waited.",
+        _topics("oldest", _oldest),
+    ),
+    _figure(
+        "",
+        "gauge",
+        "outbox_works",
+        "0 while the outbox can't be read or written.",
+        _at("outbox", "works"),
+    ),
+    _figure(
+        "http", "counter", "http_attempts", "Requests that were sent, retries too.", _at("attempts")
+    ),
+    _figure("http", "counter", "http_retries", "Those that were no first ones.", _at("retries")),
+    _figure(
+        "http",
+        "counter",
+        "http_retries_over_budget",
+        "Retries that were not made, to spare the service.",
+        _at("retries_over_budget"),
+    ),
+    _figure(
+        "http", "counter", "http_responses", "Answers, by the class of their status.", _answers
+    ),
+    _figure(
+        "http", "counter", "http_phase_seconds", "Time spent in each phase of requests.", _phases
+    ),
+    _figure(
+        "http",
+        "gauge",
+        "http_hosts_open",
+        "Hosts with an open circuit of their own.",
+        _at("hosts", "open"),
+    ),
+    _figure(
+        "database",
+        "gauge",
+        "database_pool_size",
+        "Connections that the pool keeps.",
+        _at("pool", "size"),
+    ),
+    _figure(
+        "database",
+        "gauge",
+        "database_pool_checked_out",
+        "Connections in use.",
+        _at("pool", "checked_out"),
+    ),
+    _figure(
+        "database",
+        "gauge",
+        "database_pool_overflow",
+        "Connections beyond the pool's size.",
+        _at("pool", "overflow"),
+    ),
+    _figure(
+        "database",
+        "counter",
+        "database_failures",
+        "Calls that failed, by kind.",
+        _each("kind", "failures"),
+    ),
+    _figure(
+        "database",
+        "counter",
+        "database_slow_queries",
+        "Queries over the threshold.",
+        _at("slow_queries", "count"),
+    ),
+]
+
+
+def of_clients(figures: Figures) -> Iterator[tuple[Family, Samples]]:
+    """What the clients of this process count and hold."""
+    clients = [
+        (
+            name.split(".")[1],
+            Labels(client=name, fleet=figures.namespace, process=figures.process),
+            s,
+        )
+        for name, s in sorted(figures.clients.items())
+    ]
+    for of, kind, find in FIGURES:
+        suffix = "_total" if of.kind == "counter" else ""
+        # The sign makes numbers of what is true or false.
+        samples = [
+            (suffix, labels, more, +value)
+            for its, labels, stats in clients
+            if kind in ("", its)
+            for more, value in find(stats)
+        ]
+        yield of, samples

@@ -1,0 +1,408 @@
+"""What is exported for Prometheus: right, readable, equal from each process, and never going back
+when it must not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from distributed_breaker import CircuitBreakerOpenException, Policy, State
+from distributed_breaker.monitoring import figures as figures_module
+from distributed_breaker.monitoring.exposition import (
+    OPENMETRICS,
+    TEXT,
+    exposition,
+    families,
+    figures_of,
+    look,
+)
+from distributed_breaker.monitoring.figures import FAMILIES, Figures
+from distributed_breaker.monitoring.prometheus import register
+from distributed_breaker.services import Services
+from distributed_breaker.snapshot import ReporterShare, Snapshot
+from scripts.servers import Server
+from tests.fleet.process import BOUND, ROOT, until
+from tests.monitoring.exported import Exported
+
+FORMATS = ["text/plain", "application/openmetrics-text"]
+AT = 1_764_000_000.0
+CACHE = "web_app.cache"
+PROBLEM = "circuit_breaker_store_reachable"
+
+
+def snapshot(name: str = CACHE, state: str = "closed", **more: Any) -> Snapshot:
+    values: dict[str, Any] = {"since": AT, "fleet": True, **more}
+    return Snapshot(name, State(state), State(state), "shared", **values)
+
+
+def exported(accept: str = "", **known: Any) -> Exported:
+    return Exported.of(*exposition(accept, Figures(**{"process": "here:1", **known})))
+
+
+def one(found: Snapshot, **known: Any) -> Exported:
+    return exported(fleet={found.circuit: found}, **known)
+
+
+# ---------------------------------------------------------------------------- formats
+
+
+def test_the_format_is_the_one_that_is_asked_for() -> None:
+    asked = {
+        "": TEXT,
+        "*/*": TEXT,
+        "text/plain;version=0.0.4": TEXT,
+        "application/json, text/plain, application/openmetrics-text": TEXT,
+        "application/openmetrics-text": OPENMETRICS,
+        # What Prometheus 3 sends.
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+        "text/plain;version=0.0.4;q=0.2,*/*;q=0.1": OPENMETRICS,
+    }
+    for accept, wanted in asked.items():
+        kind, body = exposition(accept, Figures({}))
+        assert kind == wanted, accept
+        assert body.endswith(b"# EOF\n") is (wanted == OPENMETRICS)
+
+
+def test_names_follow_the_conventions() -> None:
+    names = [family.name for family in FAMILIES]
+    assert len(names) == len(set(names))
+    for family in FAMILIES:
+        assert re.fullmatch(r"circuit_breaker(_[a-z]+)+", family.name)
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_info"))
+        assert not re.search(r"_(ms|us|millis|minutes|kb)\b", family.name)
+        assert family.help.endswith(".")
+        assert family.kind in ("counter", "gauge", "histogram")
+
+
+@pytest.mark.parametrize("accept", FORMATS)
+def test_prometheus_client_would_say_the_same(services: Services, accept: str) -> None:
+    """The text is written here; this holds it against the one that the package writes."""
+    ours = Exported.of(*exposition(accept, look(services)))
+    registry = CollectorRegistry()
+    register(registry, services)
+    write = openmetrics.generate_latest if "open" in accept else generate_latest
+    theirs = Exported.of(accept, write(registry))
+    steady = {s: v for s, v in ours.series.items() if "_age_" not in s[0]}
+    assert steady == {s: v for s, v in theirs.series.items() if "_age_" not in s[0]}
+    assert len(steady) > 80
+    for name, family in ours.families.items():
+        other = theirs.families[name]
+        assert (family.type, family.documentation) == (other.type, other.documentation)
+
+
+# ---------------------------------------------------------------------------- the fleet's figures
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_one_state_is_1_and_all_others_are_0(state: State) -> None:
+    found = one(snapshot(state=state.value)).all("circuit_breaker_state")
+    assert {dict(labels)["state"]: value for (_, labels), value in found} == {
+        other.value: float(other is state) for other in State
+    }
+
+
+def test_the_state_is_the_fleets_and_not_what_this_process_does() -> None:
+    sick = Snapshot(CACHE, State.OPEN, State.CLOSED, "quarantine", fleet=True, local={"pending": 1})
+    found = one(sick, own={CACHE: sick})
+    assert found["circuit_breaker_state", {"state": "closed"}] == 1
+    labels = {"circuit": CACHE, "source": "quarantine", "state": "open", "process": "here:1"}
+    assert found["circuit_breaker_local_state", labels] == 1
+
+
+def test_when_an_open_circuit_is_tried_again() -> None:
+    name = "circuit_breaker_next_attempt_timestamp_seconds"
+    due = snapshot(state="open", ends_at=AT + 30)
+    assert one(due)[name] == AT + 30
+    assert one(due)["circuit_breaker_state_since_timestamp_seconds"] == AT
+    assert not one(snapshot(state="closed", ends_at=AT)).all(name)
+    assert not one(snapshot(state="open")).all(name)
+    assert not one(due, configured={CACHE: Spec(policy=Policy(auto_recovery=False))}).all(name)
+
+
+def test_counts_are_those_of_the_store() -> None:
+    totals = {"calls": 100, "failures": 20, "slow": 7, "ignored": 5, "rejected": 50, "late": 2,
+              "dropped": 4, "probes": 6, "fallbacks": 8, "trips": 1, "opens": 3, "half_opens": 2,
+              "closes": 9, "duration_us": 2_500_000}  # fmt: skip
+    buckets = dict.fromkeys((f"b{i}" for i in range(16)), 0) | {"b0": 60, "b3": 30, "b15": 10}
+    found = one(snapshot(totals=totals | buckets, permits=2))
+    for name, labels, value in (
+        ("calls_total", {"outcome": "success"}, 75),
+        ("calls_total", {"outcome": "failure"}, 20),
+        ("calls_total", {"outcome": "ignored"}, 5),
+        ("rejections_total", {}, 50),
+        ("slow_calls_total", {}, 7),
+        ("fallbacks_total", {}, 8),
+        ("late_calls_total", {}, 2),
+        ("dropped_outcomes_total", {}, 4),
+        ("probes_total", {}, 6),
+        ("probes_out", {}, 2),
+        ("trips_total", {}, 1),
+        ("transitions_total", {"to": "open"}, 3),
+        ("transitions_total", {"to": "half_open"}, 2),
+        ("transitions_total", {"to": "closed"}, 9),
+        ("call_duration_seconds_sum", {}, 2.5),
+        ("call_duration_seconds_count", {}, 100),
+        ("call_duration_seconds_bucket", {"le": "0.001048576"}, 60),
+        ("call_duration_seconds_bucket", {"le": "0.008388608"}, 90),
+        ("call_duration_seconds_bucket", {"le": "17.179869184"}, 90),
+        ("call_duration_seconds_bucket", {"le": "+Inf"}, 100),
+    ):
+        of = {"circuit": CACHE, "service": "web_app", "fleet": "default"}
+        assert found[f"circuit_breaker_{name}", labels | of] == value, name
+
+
+def test_a_process_that_is_sick_alone_is_suspected() -> None:
+    sick, well = ReporterShare("a", 5, 5, AT), ReporterShare("b", 0, 0, AT)
+    found = one(snapshot(reporters=(sick, well), policy=Policy()))
+    assert found["circuit_breaker_suspects"] == 1
+    assert one(snapshot())["circuit_breaker_suspects"] == 0
+
+
+class Spec:
+    def __init__(self, policy: Policy | None = None, enabled: bool = True) -> None:
+        self.service, self.kind, self.policy, self.enabled = (
+            "shop",
+            "http",
+            policy or Policy(),
+            enabled,
+        )
+
+
+def test_a_configured_circuit_is_there_before_its_first_call() -> None:
+    found = exported(fleet={}, configured={"shop.http": Spec()})
+    assert found["circuit_breaker_calls_total", {"outcome": "failure", "service": "shop"}] == 0
+    assert found["circuit_breaker_state", {"state": "closed", "circuit": "shop.http"}] == 1
+
+
+def test_a_circuit_that_is_switched_off_is_not_there() -> None:
+    found = one(snapshot(state="open"), configured={CACHE: Spec(enabled=False)})
+    assert not found.all(("circuit_breaker_state", {"circuit": CACHE}))
+
+
+def test_there_are_never_more_circuits_than(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the configuration names stay longest, names of hosts go first."""
+    monkeypatch.setattr(figures_module, "MOST", 2)
+    held = {name: snapshot(name) for name in ("a@host", "b", "c", "shop.http")}
+    found = exported(fleet=held, configured={"shop.http": Spec()}, own={
+        name: Snapshot(name, State.OPEN, None, "shadow", policy_mismatch=True) for name in held
+    })  # fmt: skip
+    names = {dict(labels)["circuit"] for (_, labels), _ in found.all("circuit_breaker_probes_out")}
+    assert names == {"shop.http", "b"}
+    assert found["circuit_breaker_circuits_omitted"] == 2
+    assert len(found.all("circuit_breaker_local_state")) == 2
+    assert len(found.all("circuit_breaker_policy_mismatch")) == 2
+
+
+def test_no_text_breaks_out_of_its_label() -> None:
+    name = 'a"} 1\nb\\'
+    assert one(snapshot(name))["circuit_breaker_probes_out", {"circuit": name}] == 0
+
+
+# ---------------------------------------------------------------------------- live
+
+
+@pytest.fixture
+def file(server: Server, namespace: str, tmp_path: Path) -> Path:
+    """A service with a database, a cache and an HTTP client, whose circuits are on the server."""
+    path = tmp_path / "breakers.json"
+    http = {"base_url": "http://127.0.0.1:1", "failure_threshold": 2, "max_retries": 0,
+            "enable_request_queue": True, "outbox_path": str(tmp_path / "http.db"),
+            "timeout": 600.0, "quorum": 1}  # fmt: skip
+    cache = {"redis_url": server.url, "cache_key_prefix": namespace,
+             "disk_cache_dir": str(tmp_path / "disk"),
+             "outbox_path": str(tmp_path / "cache.db")}  # fmt: skip
+    database = {"url": f"sqlite:///{tmp_path / 'data.db'}", "outbox_path": str(tmp_path / "d.db")}
+    settings = {"redis_url": server.url, "namespace": namespace}
+    services = {"api": {"http": http, "cache": cache, "database": database}}
+    path.write_text(json.dumps({"settings": settings, "services": services}))
+    return path
+
+
+@pytest.fixture
+def services(file: Path) -> Iterator[Services]:
+    with contextlib.closing(Services(file, environ={})) as services:
+        traffic(services)
+        yield services
+
+
+def traffic(services: Services) -> None:
+    """Calls of all kinds; the circuit of HTTP opens."""
+    http, cache = services.client("http", "api"), services.client("cache", "api")
+    database = services.client("database", "api")
+    for _ in range(5):
+        with contextlib.suppress(CircuitBreakerOpenException, ConnectionError, OSError):
+            http.get("/nobody-listens")  # type: ignore[attr-defined]
+    cache.set("a", 1)  # type: ignore[attr-defined]
+    assert cache.get("a") == 1  # type: ignore[attr-defined]
+    assert database.execute_query("SELECT 1 AS one", read_only=True) == [{"one": 1}]  # type: ignore[attr-defined]
+    services.registry.flush(BOUND)
+
+
+pytestmark = pytest.mark.servers("valkey")
+
+
+@pytest.mark.parametrize("accept", FORMATS)
+def test_live_traffic(services: Services, accept: str) -> None:
+    found = Exported.of(*exposition(accept, look(services)))
+    http = {"circuit": "api.http", "service": "api"}
+    assert found["circuit_breaker_state", {"state": "open", **http}] == 1
+    assert found["circuit_breaker_trips_total", http] == 1
+    assert found["circuit_breaker_calls_total", {"outcome": "failure", **http}] == 2
+    assert found["circuit_breaker_rejections_total", http] == 3
+    assert found["circuit_breaker_call_duration_seconds_count", http] == 2
+    reads = {"circuit": "api.database.read", "outcome": "success"}
+    assert found["circuit_breaker_calls_total", reads] == 1
+    assert found["circuit_breaker_store_reachable"] == 1
+    assert found["circuit_breaker_configuration_rejected"] == 0
+    assert found["circuit_breaker_pending_outcomes"] == 0
+    client = {"client": "api.http"}
+    assert found["circuit_breaker_http_attempts_total", client] == 2
+    assert found["circuit_breaker_outbox_waiting", client] == 0
+    assert found["circuit_breaker_outbox_works", client] == 1
+    assert found["circuit_breaker_cache_items", {"client": "api.cache", "tier": "memory"}] == 1
+    assert found["circuit_breaker_database_pool_checked_out", {"client": "api.database"}] == 0
+    failures = found.all(("circuit_breaker_database_failures_total", {"client": "api.database"}))
+    assert len(failures) > 4
+
+
+def test_a_reset_takes_nothing_away(services: Services) -> None:
+    before = Exported.of(*exposition("", look(services)))
+    services.client("http", "api").breaker.reset(actor="a test", reason="to see")
+    after = Exported.of(*exposition("", look(services)))
+    assert after["circuit_breaker_state", {"circuit": "api.http", "state": "closed"}] == 1
+    counted = [s for s in before.series if s[0].endswith(("_total", "_count", "_sum", "_bucket"))]
+    assert len(counted) > 50
+    assert [s for s in counted if after.series[s] < before.series[s]] == []
+
+
+def test_two_processes_say_the_same_of_the_fleet(services: Services, file: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        members = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.monitoring.exporter", str(file)],
+                    cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                )
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        for member in members:
+            stack.callback(member.kill)
+        told = []
+        for member in members:
+            assert member.stdout is not None
+            assert member.stdout.readline() == "ready\n"
+        for member in members:
+            assert member.stdin is not None
+            assert member.stdout is not None
+            member.stdin.write("text/plain\n")
+            member.stdin.flush()
+            told.append(Exported.of(*json.loads(member.stdout.readline())))
+    told.append(Exported.of(*exposition("", look(services))))
+    first, second, third = told
+    assert len(first.of_the_fleet()) > 50
+    assert first.of_the_fleet() == second.of_the_fleet() == third.of_the_fleet()
+    own = [set(one.series) - set(one.of_the_fleet()) for one in told]
+    assert all(own)
+    assert not own[0] & own[1], "what is of one process can't be taken for another one's"
+
+
+def test_without_the_store_nothing_is_said_of_the_fleet(
+    own_server: Callable[..., Server], namespace: str, tmp_path: Path
+) -> None:
+    """A process's own counts in their place would look as if the fleet's had gone back."""
+    server = own_server(args=["--appendonly", "yes", "--appendfsync", "always"])
+    path = tmp_path / "breakers.json"
+    settings = {"redis_url": server.url, "namespace": namespace}
+    path.write_text(json.dumps({"settings": settings, "services": {"api": {"ml": {}}}}))
+    with contextlib.closing(Services(path, environ={})) as services:
+        breaker = services.client("ml", "api").breaker
+        for _ in range(10):
+            breaker.call(int)
+        services.registry.flush(BOUND)
+        before = Exported.of(*exposition("", look(services)))
+        server.kill()
+        lost = until(lambda: _seen(services, reachable=0), "it is noticed")
+        until(lambda: breaker.snapshot().source == "shadow", "the shadow decides")
+        lost = Exported.of(*exposition("", look(services)))
+        assert lost.of_the_fleet() == {}
+        labels = {"circuit": "api.ml", "source": "shadow", "state": "closed"}
+        assert lost["circuit_breaker_local_state", labels] == 1
+        server.restart(empty=False)
+        after = until(lambda: _seen(services, reachable=1), "it is back")
+        calls = ("circuit_breaker_calls_total", {"outcome": "success"})
+        assert after[calls] >= before[calls] == 10
+
+
+def _seen(services: Services, reachable: int) -> Exported | None:
+    found = Exported.of(*exposition("", look(services)))
+    return found if found[PROBLEM] == reachable else None
+
+
+# ---------------------------------------------------------------------------- one process alone
+
+
+def test_processes_at_memory_are_fleets_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "breakers.json"
+    path.write_text(
+        json.dumps({"settings": {"redis_url": "memory://"}, "services": {"a": {"ml": {}}}})
+    )
+    with contextlib.closing(Services(path, environ={})) as services:
+        services.client("ml", "a").breaker.call(int)
+        found = Exported.of(*exposition("", look(services)))
+        calls = "circuit_breaker_calls_total", {"outcome": "success"}
+        assert found[calls] == 1
+        ((series, _),) = found.all(calls)
+        fleet, process = dict(series[1])["fleet"].split("@")
+        assert (fleet, found[PROBLEM, {"process": process}]) == ("default", 1)
+
+
+def test_a_look_from_outside_will_do(services: Services) -> None:
+    """Endpoints ask once for all that come; then the figures are made of what they have seen."""
+    from distributed_breaker.fleet import Fleet
+
+    registry = services.registry
+    with Fleet(services.configuration.redis_url, registry.namespace) as fleet:
+        outside = Exported.of(*exposition("", figures_of(services, fleet.snapshot())))
+    inside = Exported.of(*exposition("", look(services)))
+    assert outside.of_the_fleet() == inside.of_the_fleet()
+    assert set(outside.series) == set(inside.series)
+
+
+# ---------------------------------------------------------------------------- an application's own
+
+
+def test_an_application_exports_it_with_its_own(services: Services) -> None:
+    registry = CollectorRegistry()
+    ours = register(registry, services)
+    text = generate_latest(registry).decode()
+    assert 'circuit_breaker_state{circuit="api.http"' in text
+    with pytest.raises(ValueError, match="Duplicated"):
+        register(registry, services)
+    some = registry.restricted_registry(["circuit_breaker_trips_total"])
+    assert set(Exported.of("", generate_latest(some)).families) == {"circuit_breaker_trips"}
+    registry.unregister(ours)
+    assert generate_latest(registry) == b""
+
+
+def test_fleet_and_process_can_be_told_apart(services: Services) -> None:
+    """So that only one of many processes exports what is the same from all."""
+    found = look(services)
+    fleet = {family.name for family, _ in families(found, process=False)}
+    process = {family.name for family, _ in families(found, fleet=False)}
+    assert "circuit_breaker_state" in fleet
+    assert "circuit_breaker_store_reachable" in process
+    assert not fleet & process
+    registry = CollectorRegistry()
+    register(registry, services, fleet=False)
+    assert Exported.of("", generate_latest(registry)).of_the_fleet() == {}
