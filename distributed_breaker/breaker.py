@@ -470,7 +470,8 @@ class CircuitBreaker(LinkedCircuit):
         decision = self._present()
         now = self._clock.ms()
         epoch = time.time_ns() // 1_000_000 - now
-        return OwnView(self._shadow, decision, now, epoch, self.policy, self.conservation())
+        account = self.conservation() | self.told
+        return OwnView(self._shadow, decision, now, epoch, self.policy, account)
 
     def on_transition(self, callback: Callable[[Transition], object]) -> None:
         """Call ``callback`` with each Transition, in order, from a thread of the library's."""

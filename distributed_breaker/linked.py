@@ -111,6 +111,7 @@ class LinkedCircuit:
         self._retired: list[Era] = []
         self._rejections: list[None] = []
         self._fallbacks: list[None] = []
+        self.told = {"rejected": 0, "fallbacks": 0}  # what these lists have held, for monitoring
         self._recorded = 0
         self._handed = 0  # outcomes taken by the link that are neither acknowledged nor lost
         self.sent = clock.ms()  # when the link last took what waits
@@ -271,6 +272,7 @@ class LinkedCircuit:
             if calls:
                 count = len(calls)
                 del calls[:count]
+                self.told[name] += count
                 self._shadow.counted(name, count)
         if self._era is not None:
             self._recorded += self._shadow.absorb(self._era, now)
@@ -435,6 +437,7 @@ class LinkedCircuit:
             era.take()
         self._rejections.clear()
         self._fallbacks.clear()
+        self.told = dict.fromkeys(self.told, 0)
         self.nudged = False
         self.broken = ""
         if self.check is not None:

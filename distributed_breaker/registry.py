@@ -44,6 +44,7 @@ class CircuitBreakerRegistry:
         self._store = store
         self._clock = SYSTEM_CLOCK if clock is None else _clock_of(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
+        self.kind = CircuitBreaker  # what breakers are made of; see make_with
         self._dispatcher = Dispatcher()
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
@@ -134,11 +135,24 @@ class CircuitBreakerRegistry:
             auto_recovery=given.auto_recovery,
         )
         shadow.disabled = disabled
-        made = CircuitBreaker(name, given, shadow, self._clock, self._link, self._dispatcher)
+        made = self.kind(name, given, shadow, self._clock, self._link, self._dispatcher)
         self._breakers[name] = made
         if self._link is not None and not disabled:
             self._link.add(made)
         return made
+
+    def make_with(self, kind: type[CircuitBreaker]) -> None:
+        """Make breakers of this class from now on, and those that there are, too.
+
+        For instrumentation: whoever does not want it pays nothing for it.
+
+        Args:
+            kind: a subclass that adds methods and no fields, or CircuitBreaker itself again.
+        """
+        with self._lock:
+            self.kind = kind
+            for breaker in self._breakers.values():
+                breaker.__class__ = kind
 
     def _evict(self) -> None:
         """Give up breakers that nobody outside holds; the store keeps their circuits."""

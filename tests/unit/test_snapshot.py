@@ -113,7 +113,9 @@ def test_the_snapshot_counts_the_window_and_the_run(registry: CircuitBreakerRegi
     assert snapshot.run == 4
     (share,) = snapshot.reporters
     assert (share.bad, share.run) == (6, 4)
-    assert dict(snapshot.local) == {"recorded": 9, "flushed": 9, "dropped": 0, "pending": 0}
+    assert dict(snapshot.local) == {
+        "recorded": 9, "flushed": 9, "dropped": 0, "pending": 0, "rejected": 0, "fallbacks": 0,
+    }  # fmt: skip
 
 
 def test_a_snapshot_is_frozen(registry: CircuitBreakerRegistry) -> None:
@@ -220,6 +222,9 @@ def test_every_outcome_is_accounted_for(steps: list[str]) -> None:
         permit.failure()
         calls += 1
     snapshot = breaker.snapshot()
-    assert snapshot.local == {"recorded": calls, "flushed": calls, "dropped": 0, "pending": 0}
+    assert snapshot.local == {
+        "recorded": calls, "flushed": calls, "dropped": 0, "pending": 0,
+        "rejected": rejected, "fallbacks": 0,
+    }  # fmt: skip
     assert snapshot.totals["calls"] == calls
     assert snapshot.totals["rejected"] == rejected
