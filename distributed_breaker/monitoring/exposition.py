@@ -91,15 +91,12 @@ def figures_of(services: Services, seen: Mapping[str, Snapshot] | None) -> Figur
     """
     registry = services.registry
     own = {name: s for name, s in (seen or {}).items() if s.local} or registry.snapshot_here()
-    process = f"{host_name()}:{os.getpid()}"
-    # At memory:// each process is a fleet of its own, and must not be taken for another one.
-    alone = [s for s in own.values() if s.mirror_age is None]
-    return Figures(
-        None if seen is None else {name: s for name, s in seen.items() if s.fleet or alone},
+    return Figures.of(
+        seen,
         own,
-        {client.name: client.stats() for client in services.clients()},
-        services.configuration.circuits(),
-        f"{registry.namespace}@{process}" if alone else registry.namespace,
-        process,
-        bool(services.status.problem),
+        registry.namespace,
+        f"{host_name()}:{os.getpid()}",
+        clients={client.name: client.stats() for client in services.clients()},
+        configured=services.configuration.circuits(),
+        rejected=bool(services.status.problem),
     )

@@ -87,6 +87,28 @@ class Figures:
     process: str = ""
     rejected: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        seen: Mapping[str, Snapshot] | None,
+        own: Mapping[str, Snapshot],
+        namespace: str,
+        process: str,
+        **known: Any,
+    ) -> Figures:
+        """What there is to say once the fleet has been looked at.
+
+        Args:
+            seen: the circuits, be it from a registry or from outside; None: the store can't be
+                asked.
+            own, namespace, process, known: see the attributes.
+        """
+        # At memory:// each process is a fleet of its own, and must not be taken for another one.
+        alone = any(s.mirror_age is None for s in own.values())
+        fleet = None if seen is None else {name: s for name, s in seen.items() if s.fleet or alone}
+        named = f"{namespace}@{process}" if alone else namespace
+        return cls(fleet, own, namespace=named, process=process, **known)
+
     def labels(self, circuit: str) -> Labels:
         """Of a circuit's samples.  It is not called namespace, since Kubernetes' label is."""
         known = self.configured.get(circuit)

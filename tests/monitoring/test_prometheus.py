@@ -84,6 +84,14 @@ def test_names_follow_the_conventions() -> None:
         assert family.kind in ("counter", "gauge", "histogram")
 
 
+def test_the_page_lists_all_of_them() -> None:
+    page = (ROOT / "docs/prometheus.md").read_text()
+    listed = set(re.findall(r"`([a-z_]+)`", page[page.index("## Metrics") : page.index("## Dash")]))
+    for family in FAMILIES:
+        name = family.name.removeprefix("circuit_breaker_")
+        assert name + ("_total" if family.kind == "counter" else "") in listed
+
+
 @pytest.mark.parametrize("accept", FORMATS)
 def test_prometheus_client_would_say_the_same(services: Services, accept: str) -> None:
     """The text is written here; this holds it against the one that the package writes."""

@@ -291,9 +291,10 @@ def test_the_dashboard_can_be_imported() -> None:
 # ---------------------------------------------------------------------------- promtool
 
 PROMTOOL = shutil.which("promtool")
+promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool: Prometheus was not asked")
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: Prometheus itself was not asked")
+@promtool
 def test_prometheus_itself_finds_the_same(tmp_path: Path) -> None:
     """Each scene goes on for 90 minutes; the alerts of its end are compared."""
     tests = []
@@ -306,14 +307,27 @@ def test_prometheus_itself_finds_the_same(tmp_path: Path) -> None:
         tests.append({
             "interval": "1m",
             "input_series": [
-                {"series": written(*one), "values": f"{before[one]}+{(now[one] - before[one]) / 5}x90"}
-                for one in now
+                {"series": written(*one), "values": f"{start}+{(now[one] - start) / 5}x90"}
+                for one, start in before.items()
             ],
             "promql_expr_test": [{"expr": firing, "eval_time": "90m", "exp_samples": samples}],
         })  # fmt: skip
     file = tmp_path / "tests.json"
     file.write_text(json.dumps({"rule_files": [str(RULES_FILE)], "tests": tests}))
     command = [str(PROMTOOL), "test", "rules", str(file)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+@promtool
+def test_prometheus_itself_can_read_the_dashboard(tmp_path: Path) -> None:
+    records = [
+        {"record": f"panel_{number}", "expr": text}
+        for number, (_, text) in enumerate(asked(*KINDS))
+    ]
+    file = tmp_path / "panels.json"
+    file.write_text(json.dumps({"groups": [{"name": "panels", "rules": records}]}))
+    command = [str(PROMTOOL), "check", "rules", str(file)]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
 
