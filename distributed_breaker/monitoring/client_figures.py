@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .figures import NONE, Family, Figures, Labels, Samples, family
+from .figures import NONE, Family, Figures, Labels, Row, Table, family
 
 Stats = Mapping[str, Any]
 Found = Iterator[tuple[Labels, float]]
@@ -208,23 +208,19 @@ FIGURES = [
 ]
 
 
-def of_clients(figures: Figures) -> Iterator[tuple[Family, Samples]]:
+def of_clients(figures: Figures) -> Iterator[Table]:
     """What the clients of this process count and hold."""
+    here = Labels(fleet=figures.namespace, process=figures.process)
     clients = [
-        (
-            name.split(".")[1],
-            Labels(client=name, fleet=figures.namespace, process=figures.process),
-            s,
-        )
-        for name, s in sorted(figures.clients.items())
+        (name.split(".")[1], Labels(client=name) + here, stats)
+        for name, stats in sorted(figures.clients.items())
     ]
     for of, kind, find in FIGURES:
-        suffix = "_total" if of.kind == "counter" else ""
         # The sign makes numbers of what is true or false.
-        samples = [
-            (suffix, labels, more, +value)
+        rows: list[Row] = [
+            (labels + more, (+value,))
             for its, labels, stats in clients
             if kind in ("", its)
             for more, value in find(stats)
         ]
-        yield of, samples
+        yield of, rows

@@ -14,7 +14,7 @@ from ..errors import StoreUnavailable
 from ..services import Services, current
 from ..snapshot import Snapshot
 from .client_figures import of_clients
-from .figures import Family, Figures, Samples, of_fleet, of_process
+from .figures import Figures, Table, of_fleet, of_process
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -39,30 +39,22 @@ def exposition(accept: str = "", figures: Figures | None = None) -> tuple[str, b
     return TEXT, "".join(_lines(figures, "_total")).encode()
 
 
-def families(
-    figures: Figures, *, fleet: bool = True, process: bool = True
-) -> Iterator[tuple[Family, Samples]]:
-    """All that there is to export, but for families without samples."""
+def families(figures: Figures, *, fleet: bool = True, process: bool = True) -> Iterator[Table]:
+    """All that there is to export; families without samples are left out."""
     if fleet:
-        yield from (found for found in of_fleet(figures) if found[1])
+        yield from (table for table in of_fleet(figures) if table[1])
     if process:
-        yield from (found for found in of_process(figures) if found[1])
-        yield from (found for found in of_clients(figures) if found[1])
+        yield from (table for table in of_process(figures) if table[1])
+        yield from (table for table in of_clients(figures) if table[1])
 
 
 def _lines(figures: Figures, total: str) -> Iterator[str]:
     """The two formats differ in what a counter is called before its samples."""
-    for (name, kind, text), samples in families(figures):
-        shown = name + total if kind == "counter" else name
-        yield f"# HELP {shown} {text}\n# TYPE {shown} {kind}\n"
-        yield "".join(
-            [
-                f"{name}{suffix}{{{labels.text},{more.text}}} {value}\n"
-                if more.text
-                else f"{name}{suffix}{{{labels.text}}} {value}\n"
-                for suffix, labels, more, value in samples
-            ]
-        )
+    for family, rows in families(figures):
+        name = family.name + total if family.kind == "counter" else family.name
+        yield f"# HELP {name} {family.help}\n# TYPE {name} {family.kind}\n"
+        row = family.row
+        yield "".join([(row % values).replace("\0", labels.text) for labels, values in rows])
 
 
 # ---------------------------------------------------------------------------- looking

@@ -8,28 +8,18 @@ look as if counters had gone back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..policy import State
 from ..snapshot import Snapshot
 from .report import BUCKETS, FIRST_BUCKET, Configured, service_of, suspects
 
 MOST = 5_000  # circuits that are exported; of more, those that are left out are counted
-
-
-class Family(NamedTuple):
-    """Samples of one kind: ``counter``, ``gauge`` or ``histogram``.
-
-    The name is that of OpenMetrics: a counter's samples have ``_total`` behind it.
-    """
-
-    name: str
-    kind: str
-    help: str
 
 
 class Labels:
@@ -44,6 +34,9 @@ class Labels:
         self.pairs = pairs
         self.text = ",".join([f'{name}="{_escaped(value)}"' for name, value in pairs.items()])
 
+    def __add__(self, more: Labels) -> Labels:
+        return Labels(**self.pairs, **more.pairs)
+
 
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
@@ -51,18 +44,44 @@ def _escaped(value: str) -> str:
 
 NONE: Final = Labels()
 
+Columns = tuple[tuple[str, Labels], ...]
+Row = tuple[Labels, tuple[float, ...]]
 
-# One number: what follows the family's name, labels, one or more further ones, and the value.  A
-# plain tuple is made several times faster than a named one, and there are 40 for each circuit.
-Sample = tuple[str, Labels, Labels, float]
-Samples = list[Sample]
+
+@dataclass(frozen=True)
+class Family:
+    """Samples of one kind: ``counter``, ``gauge`` or ``histogram``, as a table.
+
+    A row has labels and a value for each column; a column says what follows the family's name, and
+    which labels are its own.  The name is that of OpenMetrics: without a counter's ``_total``.
+    """
+
+    name: str
+    kind: str
+    help: str
+    columns: Columns
+
+    @cached_property
+    def row(self) -> str:
+        """The text of a row, in which a zero byte stands for the row's labels."""
+        samples = ((self.name + suffix, ",".join(filter(None, ("\0", more.text))))
+                   for suffix, more in self.columns)  # fmt: skip
+        return "".join([f"{name}{{{labels}}} %s\n" for name, labels in samples])
+
+
+Table = tuple[Family, list[Row]]
 FAMILIES: list[Family] = []  # all that there are, each made just once
 
 
-def family(kind: str, name: str, text: str) -> Family:
-    """A new family, which begins like all of them."""
-    FAMILIES.append(Family(f"circuit_breaker_{name}", kind, text))
+def family(kind: str, name: str, text: str, columns: Columns = ()) -> Family:
+    """A new family, which begins like all of them; without columns it has a single one."""
+    single = (("_total" if kind == "counter" else "", NONE),)
+    FAMILIES.append(Family(f"circuit_breaker_{name}", kind, text, columns or single))
     return FAMILIES[-1]
+
+
+def _by(label: str, values: Iterable[str], suffix: str = "") -> Columns:
+    return tuple((suffix, Labels(**{label: value})) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +137,12 @@ class Figures:
 
 # ---------------------------------------------------------------------------- the fleet
 
-STATE = family("gauge", "state", "1 for the state that the fleet's circuit is in, 0 for others.")
+STATE = family(
+    "gauge",
+    "state",
+    "1 for the state that the fleet's circuit is in, 0 for others.",
+    _by("state", [state.value for state in State]),
+)
 SINCE = family("gauge", "state_since_timestamp_seconds", "When the present state began.")
 ATTEMPT = family(
     "gauge",
@@ -132,9 +156,26 @@ SUSPECTS = family(
     "suspects",
     "Processes that alone see failures of a closed circuit, and so are most likely sick.",
 )
-CALLS = family("counter", "calls", "Calls that have ended, by outcome; probes and late ones too.")
-TRANSITIONS = family("counter", "transitions", "Transitions, by the state they led to.")
-DURATION = family("histogram", "call_duration_seconds", "How long calls took.")
+CALLS = family(
+    "counter",
+    "calls",
+    "Calls that have ended, by outcome; probes and late ones too.",
+    _by("outcome", ("success", "failure", "ignored"), "_total"),
+)
+TRANSITIONS = family(
+    "counter",
+    "transitions",
+    "Transitions, by the state they led to.",
+    _by("to", ("open", "half_open", "closed"), "_total"),
+)
+# The store's last bucket takes everything longer as well.
+BOUNDS = [*(repr(FIRST_BUCKET * (1 << i)) for i in range(BUCKETS - 1)), "+Inf"]
+DURATION = family(
+    "histogram",
+    "call_duration_seconds",
+    "How long calls took.",
+    (*_by("le", BOUNDS, "_bucket"), ("_count", NONE), ("_sum", NONE)),
+)
 OMITTED = family("gauge", "circuits_omitted", f"Circuits beyond the {MOST} that are exported.")
 
 # What the store counts under one name.
@@ -147,48 +188,29 @@ COUNTED = {
     "late": family("counter", "late_calls", "Outcomes that came too late to change anything."),
     "dropped": family("counter", "dropped_outcomes", "Outcomes that never reached the store."),
 }
-STATES = [(state, Labels(state=state.value)) for state in State]
-OUTCOMES = [Labels(outcome=outcome) for outcome in ("success", "failure", "ignored")]
-TO = [
-    (Labels(to="open"), "opens"),
-    (Labels(to="half_open"), "half_opens"),
-    (Labels(to="closed"), "closes"),
-]
-# The last bucket that the store has takes everything longer as well.
-LE = [
-    Labels(le=repr(FIRST_BUCKET * (1 << i)) if i < BUCKETS - 1 else "+Inf") for i in range(BUCKETS)
-]
+IN_STATE = {state: tuple(int(other is state) for other in State) for state in State}
 COUNTS = itemgetter(*(f"b{i}" for i in range(BUCKETS)))
 
 Circuits = list[tuple[Labels, Snapshot]]
 
 
-def of_fleet(figures: Figures) -> Iterator[tuple[Family, Samples]]:
+def of_fleet(figures: Figures) -> Iterator[Table]:
     """What the store knows: the same from every process that asks at the same time."""
     if figures.fleet is None:
         return
     circuits, omitted = _circuits(figures, figures.fleet)
-    yield OMITTED, [("", Labels(fleet=figures.namespace), NONE, omitted)]
-    yield (
-        STATE,
-        [
-            ("", labels, more, int(s.shared_state is state))
-            for labels, s in circuits
-            for state, more in STATES
-        ],
-    )
-    yield SINCE, [("", labels, NONE, s.since) for labels, s in circuits if s.since]
-    yield (
-        ATTEMPT,
-        [
-            ("", labels, NONE, s.ends_at)
-            for labels, s in circuits
-            if s.ends_at is not None and _goes_on(s, figures.configured.get(s.circuit))
-        ],
-    )
-    yield PROBES_OUT, [("", labels, NONE, s.permits) for labels, s in circuits]
-    yield SUSPECTS, [("", labels, NONE, len(suspects(s))) for labels, s in circuits]
-    yield from _counters([(labels, s.totals) for labels, s in circuits])
+    yield OMITTED, [(Labels(fleet=figures.namespace), (omitted,))]
+    yield STATE, [(of, IN_STATE[s.shared_state]) for of, s in circuits if s.shared_state]
+    yield SINCE, [(of, (s.since,)) for of, s in circuits if s.since]
+    attempts = [(of, _attempt(s, figures.configured.get(s.circuit))) for of, s in circuits]
+    yield ATTEMPT, [(of, (at,)) for of, at in attempts if at is not None]
+    yield PROBES_OUT, [(of, (s.permits,)) for of, s in circuits]
+    yield SUSPECTS, [(of, (len(suspects(s)),)) for of, s in circuits]
+    yield CALLS, [(of, _outcomes(s.totals)) for of, s in circuits]
+    yield TRANSITIONS, [(of, _transitions(s.totals)) for of, s in circuits]
+    for name, counted in COUNTED.items():
+        yield counted, [(of, (s.totals.get(name, 0),)) for of, s in circuits]
+    yield DURATION, [(of, _durations(s.totals)) for of, s in circuits]
 
 
 def _circuits(figures: Figures, held: Mapping[str, Snapshot]) -> tuple[Circuits, int]:
@@ -201,55 +223,32 @@ def _circuits(figures: Figures, held: Mapping[str, Snapshot]) -> tuple[Circuits,
     names = [name for name in {**known, **held} if name not in known or known[name].enabled]
     names.sort(key=lambda name: (name not in known, "@" in name, name))
     found = [
-        (
-            figures.labels(name),
-            held.get(name) or Snapshot(name, State.CLOSED, State.CLOSED, "shared"),
-        )
-        for name in names[:MOST]
+        (figures.labels(n), held.get(n) or Snapshot(n, State.CLOSED, State.CLOSED, "shared"))
+        for n in names[:MOST]
     ]
     return found, max(0, len(names) - MOST)
 
 
-def _goes_on(s: Snapshot, configured: Configured | None) -> bool:
-    """Whether an open circuit will be tried again by itself."""
+def _attempt(s: Snapshot, configured: Configured | None) -> float | None:
+    """When an open circuit will be tried again by itself."""
     by_hand = configured is not None and not configured.policy.auto_recovery
-    return s.shared_state is State.FORCED_OPEN or (s.shared_state is State.OPEN and not by_hand)
+    ends = s.shared_state is State.FORCED_OPEN or (s.shared_state is State.OPEN and not by_hand)
+    return s.ends_at if ends else None
 
 
-def _counters(
-    counted: list[tuple[Labels, Mapping[str, int]]],
-) -> Iterator[tuple[Family, Samples]]:
-    yield (
-        CALLS,
-        [
-            ("_total", labels, more, count)
-            for labels, t in counted
-            for more, count in zip(OUTCOMES, _outcomes(t), strict=True)
-        ],
-    )
-    yield (
-        TRANSITIONS,
-        [("_total", labels, more, t.get(name, 0)) for labels, t in counted for more, name in TO],
-    )
-    for name, of in COUNTED.items():
-        yield of, [("_total", labels, NONE, t.get(name, 0)) for labels, t in counted]
-    yield DURATION, [sample for labels, t in counted for sample in _histogram(labels, t)]
-
-
-def _outcomes(totals: Mapping[str, int]) -> tuple[int, int, int]:
+def _outcomes(totals: Mapping[str, int]) -> tuple[int, ...]:
     failures, ignored = totals.get("failures", 0), totals.get("ignored", 0)
     return totals.get("calls", 0) - failures - ignored, failures, ignored
 
 
-def _histogram(labels: Labels, totals: Mapping[str, int]) -> Samples:
-    """Buckets that hold all shorter calls too, as Prometheus has them."""
-    counts = COUNTS(totals) if totals else (0,) * BUCKETS
-    found: Samples = [
-        ("_bucket", labels, more, below) for more, below in zip(LE, accumulate(counts), strict=True)
-    ]
-    found.append(("_count", labels, NONE, found[-1][-1]))
-    found.append(("_sum", labels, NONE, totals.get("duration_us", 0) / 1e6))
-    return found
+def _transitions(totals: Mapping[str, int]) -> tuple[int, ...]:
+    return totals.get("opens", 0), totals.get("half_opens", 0), totals.get("closes", 0)
+
+
+def _durations(totals: Mapping[str, int]) -> tuple[float, ...]:
+    """Prometheus' buckets hold all shorter calls too."""
+    counts = (*accumulate(COUNTS(totals) if totals else (0,) * BUCKETS),)
+    return (*counts, counts[-1], totals.get("duration_us", 0) / 1e6)
 
 
 # ---------------------------------------------------------------------------- one process
@@ -276,36 +275,26 @@ MISMATCH = family(
 )
 
 
-def of_process(figures: Figures) -> Iterator[tuple[Family, Samples]]:
+def of_process(figures: Figures) -> Iterator[Table]:
     """What this process alone knows and does, beside its clients."""
+    own = figures.own.values()
     here = Labels(fleet=figures.namespace, process=figures.process)
-    own = figures.own
-    yield REACHABLE, [("", here, NONE, int(figures.fleet is not None))]
-    yield REJECTED, [("", here, NONE, int(figures.rejected))]
-    if own:
-        pending = sum([s.local.get("pending", 0) for s in own.values()])
-        yield PENDING, [("", here, NONE, pending)]
-    ages = [s.mirror_age for s in own.values() if s.mirror_age is not None]
-    if ages:
-        yield MIRROR_AGE, [("", here, NONE, max(ages))]
+    yield REACHABLE, [(here, (int(figures.fleet is not None),))]
+    yield REJECTED, [(here, (int(figures.rejected),))]
+    yield PENDING, [(here, (sum([s.local.get("pending", 0) for s in own]),))] if own else []
+    ages = [s.mirror_age for s in own if s.mirror_age is not None]
+    yield MIRROR_AGE, [(here, (max(ages),))] if ages else []
     process = Labels(process=figures.process)
-    deciding = [s for s in own.values() if s.source in ("quarantine", "shadow")][:MOST]
+    alone = [s for s in own if s.source in ("quarantine", "shadow")][:MOST]
     yield (
         LOCAL,
         [
             (
-                "",
-                figures.labels(s.circuit),
-                Labels(process=figures.process, source=s.source, state=s.state.value),
-                1,
+                figures.labels(s.circuit) + process + Labels(source=s.source, state=s.state.value),
+                (1,),
             )
-            for s in deciding
+            for s in alone
         ],
     )
-    yield (
-        MISMATCH,
-        [
-            ("", figures.labels(s.circuit), process, 1)
-            for s in [s for s in own.values() if s.policy_mismatch][:MOST]
-        ],
-    )
+    unlike = [s for s in own if s.policy_mismatch][:MOST]
+    yield MISMATCH, [(figures.labels(s.circuit) + process, (1,)) for s in unlike]

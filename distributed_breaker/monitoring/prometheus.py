@@ -13,10 +13,10 @@ from prometheus_client.registry import Collector
 
 from ..services import Services
 from .exposition import families, look
-from .figures import FAMILIES, Family, Samples
+from .figures import FAMILIES, Family, Row
 
 
-class Figures(Collector):
+class FiguresCollector(Collector):
     """Looks at fleet and process whenever the registry is asked.
 
     Args:
@@ -39,7 +39,7 @@ class Figures(Collector):
     def collect(self) -> Iterator[Metric]:
         """What there is now.  Blocks for a second at most, if the store is not there."""
         found = families(look(self._services), fleet=self._fleet, process=self._process)
-        return (_metric(family, samples) for family, samples in found)
+        return (_metric(family, rows) for family, rows in found)
 
 
 def register(
@@ -48,14 +48,14 @@ def register(
     *,
     fleet: bool = True,
     process: bool = True,
-) -> Figures:
+) -> FiguresCollector:
     """Have an application's own ``/metrics`` say these figures too.
 
     Args:
         registry: where its metrics are; None: prometheus-client's own.  With several processes
             behind one port it is the one that the application makes for
             ``MultiProcessCollector``.
-        services: see ``Figures``, as for the others.
+        services: see ``FiguresCollector``, as for the others.
 
     Returns:
         What ``registry.unregister`` takes.
@@ -63,13 +63,14 @@ def register(
     Raises:
         ValueError: the registry has them already.
     """
-    figures = Figures(services, fleet=fleet, process=process)
-    (REGISTRY if registry is None else registry).register(figures)
-    return figures
+    collector = FiguresCollector(services, fleet=fleet, process=process)
+    (REGISTRY if registry is None else registry).register(collector)
+    return collector
 
 
-def _metric(family: Family, samples: Samples) -> Metric:
+def _metric(family: Family, rows: list[Row]) -> Metric:
     metric = Metric(family.name, family.help, family.kind)
-    for suffix, labels, more, value in samples:
-        metric.add_sample(family.name + suffix, {**labels.pairs, **more.pairs}, value)
+    for labels, values in rows:
+        for (suffix, more), value in zip(family.columns, values, strict=True):
+            metric.add_sample(family.name + suffix, {**labels.pairs, **more.pairs}, value)
     return metric

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from distributed_breaker import CircuitBreakerOpenException, Policy, State
@@ -32,7 +33,9 @@ from distributed_breaker.services import Services
 from distributed_breaker.snapshot import ReporterShare, Snapshot
 from scripts.servers import Server
 from tests.fleet.process import BOUND, ROOT, until
+from tests.monitoring import rules
 from tests.monitoring.exported import Exported
+from tests.monitoring.promql import Scene, evaluate
 
 FORMATS = ["text/plain", "application/openmetrics-text"]
 AT = 1_764_000_000.0
@@ -283,6 +286,20 @@ def test_live_traffic(services: Services, accept: str) -> None:
     assert len(failures) > 4
 
 
+def test_alerts_of_live_traffic(file: Path) -> None:
+    with contextlib.closing(Services(file, environ={})) as services:
+        before = Exported.of(*exposition("", look(services)))
+        traffic(services)
+        scene = Scene(before, Exported.of(*exposition("", look(services))))
+    groups = rules.read(ROOT / "docs/prometheus/alerts.yml")["groups"]
+    fired = {
+        (rule["alert"].removeprefix("CircuitBreaker"), dict(labels)["circuit"])
+        for rule in groups[0]["rules"]
+        for labels in evaluate(rule["expr"], scene)
+    }
+    assert fired == {("Open", "api.http"), ("HighRejection", "api.http")}
+
+
 def test_a_reset_takes_nothing_away(services: Services) -> None:
     before = Exported.of(*exposition("", look(services)))
     services.client("http", "api").breaker.reset(actor="a test", reason="to see")
@@ -401,6 +418,15 @@ def test_an_application_exports_it_with_its_own(services: Services) -> None:
     assert set(Exported.of("", generate_latest(some)).families) == {"circuit_breaker_trips"}
     registry.unregister(ours)
     assert generate_latest(registry) == b""
+
+
+def test_it_goes_with_the_metrics_of_several_processes(services: Services, tmp_path: Path) -> None:
+    """What prometheus-client gathers from files of all workers is not touched, and we are not."""
+    (tmp_path / "metrics").mkdir()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path / "metrics"))
+    register(registry, services)
+    assert len(Exported.of("", generate_latest(registry)).of_the_fleet()) > 50
 
 
 def test_fleet_and_process_can_be_told_apart(services: Services) -> None:
