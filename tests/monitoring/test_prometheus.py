@@ -214,6 +214,56 @@ def test_there_are_never_more_circuits_than(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(found.all("circuit_breaker_policy_mismatch")) == 2
 
 
+def test_what_only_this_process_knows_is_not_said_of_the_fleet() -> None:
+    """A circuit that the store does not hold yet, or whose key can't be read."""
+    own = Snapshot("b", State.CLOSED, None, "shadow", totals={}, mirror_age=1.0)
+    known = Figures.of({"a": snapshot("a"), "b": own}, {"b": own}, "default", "here:1")
+    found = Exported.of(*exposition("", known))
+    circuits = found.all("circuit_breaker_trips_total")
+    assert [dict(labels)["circuit"] for (_, labels), _ in circuits] == ["a"]
+
+
+def test_the_oldest_mirror_and_all_that_waits() -> None:
+    own = {
+        name: Snapshot(name, State.CLOSED, None, "shared", mirror_age=age, local={"pending": 2})
+        for name, age in (("a", 1.0), ("b", 3.0), ("c", 2.0))
+    }
+    found = exported(fleet={}, own=own)
+    assert found["circuit_breaker_mirror_age_seconds"] == 3.0
+    assert found["circuit_breaker_pending_outcomes"] == 6
+
+
+def test_what_clients_say_of_themselves() -> None:
+    topics = {
+        "a": {"waiting": 3, "parked": 1, "oldest": 7.5},
+        "b": {"waiting": 2, "parked": 0, "oldest": None},
+        "c": {"waiting": 1, "parked": 0, "oldest": 2.5},
+    }
+    said = {
+        "attempts": 5,
+        "statuses": {"200": 3, "204": 1, "503": 1},
+        "times": {"wait": {"count": 5, "seconds": 0.25}},
+        "outbox": {"works": False, "topics": topics},
+        "pool": {"size": 5},
+    }
+    found = exported(fleet={}, clients={"api.http": said, "api.cache": said, "api.database": {}})
+    for name, value in (
+        ("outbox_waiting", 6),
+        ("outbox_parked", 1),
+        ("outbox_oldest_age_seconds", 7.5),
+        ("outbox_works", 0),
+    ):
+        for client in ("api.http", "api.cache"):
+            assert found[f"circuit_breaker_{name}", {"client": client}] == value
+    # What is of HTTP alone, nobody else has.
+    assert found["circuit_breaker_http_attempts_total"] == 5
+    assert found["circuit_breaker_http_responses_total", {"code": "2xx"}] == 4
+    assert found["circuit_breaker_http_responses_total", {"code": "5xx"}] == 1
+    assert found["circuit_breaker_http_phase_seconds_total", {"phase": "wait"}] == 0.25
+    assert not found.all("circuit_breaker_database_pool_size")
+    assert not [s for s in found.series if ("client", "api.database") in s[1]]
+
+
 def test_no_text_breaks_out_of_its_label() -> None:
     name = 'a"} 1\nb\\'
     assert one(snapshot(name))["circuit_breaker_probes_out", {"circuit": name}] == 0

@@ -175,6 +175,15 @@ def test_each_rule_is_fired_by_one_of_them() -> None:
     assert names == set().union(*SCENES.values())
 
 
+def test_shares_are_of_all_calls_whatever_their_outcome() -> None:
+    world = World()
+    world.growth |= {"calls": 900, "failures": 450, "rejected": 100, "fallbacks": 250}
+    exprs = {rule["alert"]: rule["expr"] for rule in RULES}
+    for name, share in (("HighFallbackShare", 0.25), ("HighRejection", 0.1)):
+        (found,) = evaluated(exprs[f"CircuitBreaker{name}"], world.scene()).values()
+        assert found == pytest.approx(share)
+
+
 @pytest.mark.parametrize("change", [opened, fallbacks, suspect])
 def test_more_exporters_change_nothing(change: Callable[[World], None]) -> None:
     """What is said of the fleet is the same from each, and must not be counted for each."""
