@@ -60,6 +60,7 @@ TIERS = (
     (Labels(tier="memory"), ("stored", "memory")),
     (Labels(tier="disk"), ("stored", "disk")),
     (Labels(tier="memory"), ("stored",)),
+    (Labels(tier="memory"), ("predictions",)),
 )
 
 
@@ -82,6 +83,16 @@ def _answers(stats: Stats) -> Found:
         classes[f"{status[0]}xx"] += count
     for of, count in classes.items():
         yield Labels(code=of), count
+
+
+SOURCES = ("model", "cache", "stale", "lightweight", "default")
+
+
+def _predictions(stats: Stats) -> Found:
+    """By what has answered; also what has not yet, so that its first time is seen to come."""
+    if "answers" in stats:
+        for source in SOURCES:
+            yield Labels(source=source), stats["answers"].get(source, 0)
 
 
 def _phases(stats: Stats) -> Found:
@@ -204,6 +215,20 @@ FIGURES = [
         "database_slow_queries",
         "Queries over the threshold.",
         _at("slow_queries", "count"),
+    ),
+    _figure("ml", "counter", "ml_predictions", "Predictions, by what has answered.", _predictions),
+    _figure("ml", "gauge", "ml_model_ready", "Whether the model answers.", _at("model", "ready")),
+    _figure("ml", "gauge", "ml_waiting", "Calls that wait for it.", _at("model", "waiting")),
+    _figure(
+        "ml", "counter", "ml_refused", "Calls it had no room or time for.", _at("model", "rejected")
+    ),
+    _figure(
+        "ml", "counter", "ml_timeouts", "Calls it did not answer in time.", _at("model", "timeouts")
+    ),
+    _figure("ml", "counter", "ml_runs", "Runs of the model.", _at("model", "runs")),
+    _figure("ml", "counter", "ml_inputs", "Inputs of all runs.", _at("model", "inputs")),
+    _figure(
+        "ml", "gauge", "ml_batch_size", "Inputs that may go into a run.", _at("model", "batch_size")
     ),
 ]
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -336,6 +337,32 @@ def test_live_traffic(services: Services, accept: str) -> None:
     assert len(failures) > 4
 
 
+def test_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "breakers.json"
+    ml = {"max_cpu_usage": 100.0, "max_memory_usage": 100.0, "warmup_on_start": False}
+    settings = {"redis_url": "memory://"}
+    path.write_text(json.dumps({"settings": settings, "services": {"api": {"ml": ml}}}))
+    with contextlib.closing(Services(path, environ={})) as services:
+        client: Any = services.client("ml", "api", model=abs, version="v1")
+        for _ in range(3):  # the first one loads the model, the second one is kept
+            client.predict(np.ones((1, 4)))
+        found = Exported.of(*exposition("", look(services)))
+    for name, labels, value in (
+        ("predictions_total", {"source": "model"}, 2),
+        ("predictions_total", {"source": "cache"}, 1),
+        ("predictions_total", {"source": "default"}, 0),
+        ("model_ready", {}, 1),
+        ("waiting", {}, 0),
+        ("runs_total", {}, 2),
+        ("inputs_total", {}, 2),
+        ("batch_size", {}, 32),
+        ("refused_total", {}, 0),
+        ("timeouts_total", {}, 0),
+    ):
+        assert found[f"circuit_breaker_ml_{name}", {"client": "api.ml", **labels}] == value, name
+    assert found["circuit_breaker_cache_items", {"client": "api.ml"}] == 1
+
+
 def test_alerts_of_live_traffic(file: Path) -> None:
     with contextlib.closing(Services(file, environ={})) as services:
         before = Exported.of(*exposition("", look(services)))
@@ -399,9 +426,9 @@ def test_without_the_store_nothing_is_said_of_the_fleet(
     server = own_server(args=["--appendonly", "yes", "--appendfsync", "always"])
     path = tmp_path / "breakers.json"
     settings = {"redis_url": server.url, "namespace": namespace}
-    path.write_text(json.dumps({"settings": settings, "services": {"api": {"ml": {}}}}))
+    path.write_text(json.dumps({"settings": settings, "services": {"api": {"database": {}}}}))
     with contextlib.closing(Services(path, environ={})) as services:
-        breaker = services.client("ml", "api").breaker
+        breaker = services.client("database", "api").breaker
         for _ in range(10):
             breaker.call(int)
         services.registry.flush(BOUND)
@@ -411,11 +438,14 @@ def test_without_the_store_nothing_is_said_of_the_fleet(
         until(lambda: breaker.snapshot().source == "shadow", "the shadow decides")
         lost = Exported.of(*exposition("", look(services)))
         assert lost.of_the_fleet() == {}
-        labels = {"circuit": "api.ml", "source": "shadow", "state": "closed"}
+        labels = {"circuit": "api.database.write", "source": "shadow", "state": "closed"}
         assert lost["circuit_breaker_local_state", labels] == 1
         server.restart(empty=False)
         after = until(lambda: _seen(services, reachable=1), "it is back")
-        calls = ("circuit_breaker_calls_total", {"outcome": "success"})
+        calls = (
+            "circuit_breaker_calls_total",
+            {"outcome": "success", "circuit": "api.database.write"},
+        )
         assert after[calls] >= before[calls] == 10
 
 
@@ -430,12 +460,12 @@ def _seen(services: Services, reachable: int) -> Exported | None:
 def test_processes_at_memory_are_fleets_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "breakers.json"
     path.write_text(
-        json.dumps({"settings": {"redis_url": "memory://"}, "services": {"a": {"ml": {}}}})
+        json.dumps({"settings": {"redis_url": "memory://"}, "services": {"a": {"database": {}}}})
     )
     with contextlib.closing(Services(path, environ={})) as services:
-        services.client("ml", "a").breaker.call(int)
+        services.client("database", "a").breaker.call(int)
         found = Exported.of(*exposition("", look(services)))
-        calls = "circuit_breaker_calls_total", {"outcome": "success"}
+        calls = "circuit_breaker_calls_total", {"outcome": "success", "circuit": "a.database.write"}
         assert found[calls] == 1
         ((series, _),) = found.all(calls)
         fleet, process = dict(series[1])["fleet"].split("@")
