@@ -10,19 +10,34 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .figures import NONE, Family, Figures, Labels, Row, Table, family
+from .figures import NONE, Family, Figures, Labels, Table, family
 
 Stats = Mapping[str, Any]
 Found = Iterator[tuple[Labels, float]]
 
 
 class Figure(NamedTuple):
-    """A family, of which kind of clients it is (empty: of any), and how its numbers are found in
-    what one client says; there are none where it has none."""
+    """A family, and how its numbers are found in what one client says; there may be none."""
 
     family: Family
-    kind: str
     find: Callable[[Stats], Found]
+
+
+def _counter(name: str, text: str, find: Callable[[Stats], Found]) -> Figure:
+    return Figure(family("counter", name, text), find)
+
+
+def _gauge(name: str, text: str, find: Callable[[Stats], Found]) -> Figure:
+    return Figure(family("gauge", name, text), find)
+
+
+# ---------------------------------------------------------------------------- where numbers are
+
+
+def _look(stats: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        stats = stats.get(key) if isinstance(stats, Mapping) else None
+    return stats
 
 
 def _at(*path: str) -> Callable[[Stats], Found]:
@@ -30,16 +45,10 @@ def _at(*path: str) -> Callable[[Stats], Found]:
 
     def find(stats: Stats) -> Found:
         value = _look(stats, path)
-        if isinstance(value, int | float):
+        if value is not None:
             yield NONE, value
 
     return find
-
-
-def _look(stats: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        stats = stats.get(key) if isinstance(stats, Mapping) else None
-    return stats
 
 
 def _each(label: str, *path: str) -> Callable[[Stats], Found]:
@@ -115,122 +124,53 @@ def _oldest(ages: list[float]) -> float:
     return max(ages, default=0)
 
 
-def _figure(of: str, kind: str, name: str, text: str, find: Callable[[Stats], Found]) -> Figure:
-    return Figure(family(kind, name, text), of, find)
+# ---------------------------------------------------------------------------- what is exported
 
-
-FIGURES = [
-    _figure("", "counter", "cache_hits", "Fresh values that a tier has served.", _tiers("hits")),
-    _figure(
-        "", "counter", "cache_stale_hits", "Old values that a tier has served.", _tiers("stale")
+OF_ALL = (
+    _counter("cache_hits", "Fresh values that a tier has served.", _tiers("hits")),
+    _counter("cache_stale_hits", "Old values that a tier has served.", _tiers("stale")),
+    _counter("cache_misses", "Values that a tier did not have.", _tiers("misses")),
+    _counter("cache_evictions", "Values that had to make room.", _tiers("evictions")),
+    _gauge("cache_items", "Values that a tier holds.", _tiers("items")),
+    _gauge("cache_bytes", "What they take.", _tiers("bytes")),
+    _gauge("cache_tier_works", "0 while a tier on disk fails.", _tiers("works")),
+    _gauge("outbox_waiting", "What waits on this host to be delivered.", _topics("waiting", sum)),
+    _gauge("outbox_parked", "What waits there for an operator.", _topics("parked", sum)),
+    _gauge("outbox_oldest_age_seconds", "Age of what waits longest.", _topics("oldest", _oldest)),
+    _gauge("outbox_works", "0 while it can't be read or written.", _at("outbox", "works")),
+)
+# By the kind of client.
+FIGURES: dict[str, tuple[Figure, ...]] = {
+    "http": (
+        _counter("http_attempts", "Requests that were sent, retries too.", _at("attempts")),
+        _counter("http_retries", "Those that were no first ones.", _at("retries")),
+        _counter(
+            "http_retries_over_budget",
+            "Retries that were not made, to spare the service.",
+            _at("retries_over_budget"),
+        ),
+        _counter("http_responses", "Answers, by the class of their status.", _answers),
+        _counter("http_phase_seconds", "Time spent in each phase of requests.", _phases),
+        _gauge("http_hosts_open", "Hosts whose own circuits are open.", _at("hosts", "open")),
     ),
-    _figure("", "counter", "cache_misses", "Values that a tier did not have.", _tiers("misses")),
-    _figure("", "counter", "cache_evictions", "Values that had to make room.", _tiers("evictions")),
-    _figure("", "gauge", "cache_items", "Values that a tier holds.", _tiers("items")),
-    _figure("", "gauge", "cache_bytes", "What they take.", _tiers("bytes")),
-    _figure("", "gauge", "cache_tier_works", "0 while a tier on disk fails.", _tiers("works")),
-    _figure(
-        "",
-        "gauge",
-        "outbox_waiting",
-        "What waits on this host for its circuit to close.",
-        _topics("waiting", sum),
+    "database": (
+        _gauge("database_pool_size", "Connections that the pool keeps.", _at("pool", "size")),
+        _gauge("database_pool_checked_out", "Connections in use.", _at("pool", "checked_out")),
+        _gauge("database_pool_overflow", "Those beyond the size.", _at("pool", "overflow")),
+        _counter("database_failures", "Calls that failed.", _each("kind", "failures")),
+        _counter("database_slow_queries", "Slow queries.", _at("slow_queries", "count")),
     ),
-    _figure(
-        "",
-        "gauge",
-        "outbox_parked",
-        "What can't be delivered, and waits for an operator.",
-        _topics("parked", sum),
+    "ml": (
+        _counter("ml_predictions", "Predictions, by what has answered.", _predictions),
+        _gauge("ml_model_ready", "Whether the model answers.", _at("model", "ready")),
+        _gauge("ml_waiting", "Calls that wait for it.", _at("model", "waiting")),
+        _counter("ml_refused", "Calls it had no room or time for.", _at("model", "rejected")),
+        _counter("ml_timeouts", "Calls it did not answer in time.", _at("model", "timeouts")),
+        _counter("ml_runs", "Runs of the model.", _at("model", "runs")),
+        _counter("ml_inputs", "Inputs of all runs.", _at("model", "inputs")),
+        _gauge("ml_batch_size", "Inputs that may go into a run.", _at("model", "batch_size")),
     ),
-    _figure(
-        "",
-        "gauge",
-        "outbox_oldest_age_seconds",
-        "For how long the oldest of it has waited.",
-        _topics("oldest", _oldest),
-    ),
-    _figure(
-        "",
-        "gauge",
-        "outbox_works",
-        "0 while the outbox can't be read or written.",
-        _at("outbox", "works"),
-    ),
-    _figure(
-        "http", "counter", "http_attempts", "Requests that were sent, retries too.", _at("attempts")
-    ),
-    _figure("http", "counter", "http_retries", "Those that were no first ones.", _at("retries")),
-    _figure(
-        "http",
-        "counter",
-        "http_retries_over_budget",
-        "Retries that were not made, to spare the service.",
-        _at("retries_over_budget"),
-    ),
-    _figure(
-        "http", "counter", "http_responses", "Answers, by the class of their status.", _answers
-    ),
-    _figure(
-        "http", "counter", "http_phase_seconds", "Time spent in each phase of requests.", _phases
-    ),
-    _figure(
-        "http",
-        "gauge",
-        "http_hosts_open",
-        "Hosts with an open circuit of their own.",
-        _at("hosts", "open"),
-    ),
-    _figure(
-        "database",
-        "gauge",
-        "database_pool_size",
-        "Connections that the pool keeps.",
-        _at("pool", "size"),
-    ),
-    _figure(
-        "database",
-        "gauge",
-        "database_pool_checked_out",
-        "Connections in use.",
-        _at("pool", "checked_out"),
-    ),
-    _figure(
-        "database",
-        "gauge",
-        "database_pool_overflow",
-        "Connections beyond the pool's size.",
-        _at("pool", "overflow"),
-    ),
-    _figure(
-        "database",
-        "counter",
-        "database_failures",
-        "Calls that failed, by kind.",
-        _each("kind", "failures"),
-    ),
-    _figure(
-        "database",
-        "counter",
-        "database_slow_queries",
-        "Queries over the threshold.",
-        _at("slow_queries", "count"),
-    ),
-    _figure("ml", "counter", "ml_predictions", "Predictions, by what has answered.", _predictions),
-    _figure("ml", "gauge", "ml_model_ready", "Whether the model answers.", _at("model", "ready")),
-    _figure("ml", "gauge", "ml_waiting", "Calls that wait for it.", _at("model", "waiting")),
-    _figure(
-        "ml", "counter", "ml_refused", "Calls it had no room or time for.", _at("model", "rejected")
-    ),
-    _figure(
-        "ml", "counter", "ml_timeouts", "Calls it did not answer in time.", _at("model", "timeouts")
-    ),
-    _figure("ml", "counter", "ml_runs", "Runs of the model.", _at("model", "runs")),
-    _figure("ml", "counter", "ml_inputs", "Inputs of all runs.", _at("model", "inputs")),
-    _figure(
-        "ml", "gauge", "ml_batch_size", "Inputs that may go into a run.", _at("model", "batch_size")
-    ),
-]
+}
 
 
 def of_clients(figures: Figures) -> Iterator[Table]:
@@ -240,12 +180,8 @@ def of_clients(figures: Figures) -> Iterator[Table]:
         (name.split(".")[1], Labels(client=name) + here, stats)
         for name, stats in sorted(figures.clients.items())
     ]
-    for of, kind, find in FIGURES:
-        # The sign makes numbers of what is true or false.
-        rows: list[Row] = [
-            (labels + more, (+value,))
-            for its, labels, stats in clients
-            if kind in ("", its)
-            for more, value in find(stats)
-        ]
-        yield of, rows
+    for kind, wanted in ("", OF_ALL), *FIGURES.items():
+        chosen = [(labels, stats) for its, labels, stats in clients if kind in ("", its)]
+        for of, find in wanted:
+            # The sign makes numbers of what is true or false.
+            yield of, [(own + more, (+n,)) for own, stats in chosen for more, n in find(stats)]

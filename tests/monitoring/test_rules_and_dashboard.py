@@ -108,6 +108,11 @@ def lost(world: World) -> None:
     world.lost = True
 
 
+def lost_and_open(world: World) -> None:
+    world.lost = True
+    world.own |= {"source": "shadow", "state": State.OPEN}
+
+
 def mismatch(world: World) -> None:
     world.own["policy_mismatch"] = True
 
@@ -145,6 +150,7 @@ SCENES: dict[Callable[[World], None], set[str]] = {
     half_open: {"StuckHalfOpen"},
     forced: {"Override"},
     lost: {"StoreLost"},
+    lost_and_open: {"StoreLost", "Open"},
     mismatch: {"PolicyMismatch"},
     fallbacks: {"HighFallbackShare"},
     rejections: {"HighRejection"},
