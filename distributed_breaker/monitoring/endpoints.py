@@ -7,7 +7,6 @@ The paths are below a prefix, which is the carriers' business; every link in a p
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import math
 import os
@@ -15,11 +14,12 @@ from collections.abc import Callable, Collection, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from ..breaker import host_name
 from ..errors import StoreUnavailable
 from ..process import OwnLock, follow_process
 from . import report
 from .admin import Admin, RefusedError, order_of
+from .exposition import exposition, process_name
+from .figures import Figures
 from .live import Watcher
 from .reader import Reader
 from .source import ACTIONS, Source
@@ -226,26 +226,21 @@ class Endpoints:
         return answer
 
     def _prometheus(self, accept: str) -> Answer:
-        """The one place where the text for Prometheus comes from."""
         self._collected()
-        try:
-            text: Any = importlib.import_module(f"{__package__}.exposition")
-        except ModuleNotFoundError:
-            return _error(501, "this version has no text for Prometheus; there is JSON at /metrics")
-        view, process = self.reader.view(), f"{host_name()}:{os.getpid()}"
-        # At memory:// each process is a fleet of its own, and must not be taken for another one.
-        alone = any(s.mirror_age is None for s in view.own.values())
-        namespace = view.setting.namespace
-        figures = text.Figures(
-            None if view.lost else {n: s for n, s in view.snapshots.items() if s.fleet or alone},
-            view.own,
-            self.source.stats(),
-            view.configured,
-            f"{namespace}@{process}" if alone else namespace,
-            process,
-            bool(self.source.configuration()["problem"]),
-        )
-        make = functools.partial(text.exposition, accept, figures)
+        view = self.reader.view()
+
+        def make() -> tuple[str, bytes]:
+            figures = Figures.of(
+                None if view.lost else view.snapshots,
+                view.own,
+                view.setting.namespace,
+                process_name(),
+                clients=self.source.stats(),
+                configured=view.configured,
+                rejected=bool(self.source.configuration()["problem"]),
+            )
+            return exposition(accept, figures)
+
         return _sent(200, *self.reader.once(view, f"text {accept}", make))
 
     def _collected(self) -> None:

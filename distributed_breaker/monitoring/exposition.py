@@ -87,8 +87,13 @@ def figures_of(services: Services, seen: Mapping[str, Snapshot] | None) -> Figur
         seen,
         own,
         registry.namespace,
-        f"{host_name()}:{os.getpid()}",
+        process_name(),
         clients={client.name: client.stats() for client in services.clients()},
         configured=services.configuration.circuits(),
         rejected=bool(services.status.problem),
     )
+
+
+def process_name() -> str:
+    """What tells this process from the others: the label ``process``."""
+    return f"{host_name()}:{os.getpid()}"

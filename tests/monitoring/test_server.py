@@ -7,10 +7,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ import pytest
 from distributed_breaker.monitoring import live
 from distributed_breaker.monitoring import server as standing_server
 from distributed_breaker.monitoring.endpoints import Endpoints, dashboard
+from distributed_breaker.monitoring.exposition import OPENMETRICS, TEXT
 from distributed_breaker.monitoring.server import HEALTH, METRICS, Server
 from distributed_breaker.monitoring.source import Inside, Outside
 from distributed_breaker.services import Services
@@ -26,6 +25,7 @@ from tests.cli.conftest import Breakers, start
 from tests.fleet.process import BOUND, until
 from tests.monitoring.client import PREFIX, Site, first, valid
 from tests.monitoring.conftest import OPEN
+from tests.monitoring.exported import Exported
 
 pytestmark = pytest.mark.servers("valkey")
 
@@ -166,17 +166,13 @@ def test_the_page_and_its_files(
     dashboard.cache_clear()
 
 
-def test_the_text_for_prometheus(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_for_prometheus(standing: Standing) -> None:
     """Whoever names JSON first gets it, as those who name nothing."""
-    text = SimpleNamespace(
-        Figures=lambda *known: known, exposition=lambda accept, _: ("text/plain; a=b", b"# text\n")
-    )
-    monkeypatch.setitem(sys.modules, "distributed_breaker.monitoring.exposition", text)
     site = standing()
     scrape = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5,*/*;q=0.1"
     for accept, kind in (
-        (scrape, "text/plain; a=b"),
-        ("text/plain", "text/plain; a=b"),
+        (scrape, OPENMETRICS),
+        ("text/plain", TEXT),
         ("application/json, text/plain, */*", "application/json"),
         ("text/html,*/*", "application/json"),
         ("*/*", "application/json"),
@@ -184,14 +180,9 @@ def test_the_text_for_prometheus(standing: Standing, monkeypatch: pytest.MonkeyP
         said = site.ask("GET", "/metrics", {"Accept": accept})
         assert (said.status, said.headers["content-type"]) == (200, kind), accept
     said = site.ask("GET", "/metrics/prometheus")
-    assert (said.headers["content-type"], said.body) == ("text/plain; a=b", b"# text\n")
-
-
-def test_without_the_text_for_prometheus(
-    standing: Standing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "distributed_breaker.monitoring.exposition", None)
-    assert standing().ask("GET", "/metrics/prometheus").status == 501
+    found = Exported.of(said.headers["content-type"], said.body)
+    assert found["circuit_breaker_state", {"circuit": OPEN, "state": "closed"}] == 1
+    assert found["circuit_breaker_store_reachable"] == 1
 
 
 # ---------------------------------------------------------------------------- the command
