@@ -40,11 +40,11 @@ class CircuitBreakerRegistry:
     def __init__(
         self, store: RedisStore | None, namespace: str, clock: Callable[[], float] | None = None
     ) -> None:
+        self.kind = CircuitBreaker  # what breakers are made of; see make_with
         self.namespace = check_namespace(namespace)
         self._store = store
         self._clock = SYSTEM_CLOCK if clock is None else _clock_of(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
-        self.kind = CircuitBreaker  # what breakers are made of; see make_with
         self._dispatcher = Dispatcher()
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
