@@ -2,11 +2,11 @@
 
 from .breaker import CircuitBreaker
 from .errors import CircuitBreakerOpenException, StoreUnavailable
-from .linked import Transition
 from .permit import Guard, Permit
 from .policy import Outcome, Policy, State
 from .registry import CircuitBreakerRegistry
 from .snapshot import Snapshot
+from .transitions import Transition
 
 __all__ = [
     "CircuitBreaker",

@@ -23,12 +23,13 @@ from .admission import admit, admit_async, result, result_async, wait, wait_asyn
 from .decorate import decorate
 from .errors import CircuitBreakerOpenException, StoreError
 from .link import Link
-from .linked import FULL, Clock, LinkedCircuit, Refusal, Transition, refusal_of
+from .linked import FULL, Clock, LinkedCircuit, Refusal, refusal_of
 from .permit import CheckGuard, Guard, Permit, held, rides
 from .policy import Outcome, Policy, State, check_number
 from .session import Request
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
 from .snapshot import OwnView, Snapshot, snapshot_of
+from .transitions import Transition
 from .workers import Dispatcher, HealthCheck
 
 P = ParamSpec("P")
@@ -485,7 +486,7 @@ class CircuitBreaker(LinkedCircuit):
         return usual and not (self._listeners or self.check or self.has_output)
 
     def _changed(self, change: Transition) -> None:
-        for listener in self._listeners:
+        for listener in (*self._dispatcher.listeners, *self._listeners):
             self._dispatcher.put(listener, change)
 
     # ------------------------------------------------------------------ settings

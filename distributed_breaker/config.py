@@ -21,10 +21,10 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 
 from .address import redacted
+from .alert_keys import VARIABLE, Alerts, Channel, Rule
 from .sections import (
     KINDS,
     SECTIONS,
-    Alerts,
     CircuitSpec,
     Configuration,
     Service,
@@ -48,6 +48,7 @@ DEFAULT_FILE = "config/circuit_breakers.json"
 MOST_BYTES = 4_000_000
 DEFAULTED = ("failure_threshold", "timeout", "success_threshold")
 SECRET = re.compile(r"password|token|secret|webhook|(^|_)url$")
+CHANNEL = re.compile(r"settings\.alerts\.channels\.[^.]+\.(url$|headers\.)")
 
 Keys = tuple[str, ...]
 
@@ -160,7 +161,15 @@ def without_file(environ: Mapping[str, str] | None = None) -> Configuration:
 
 
 def shown(path: str, value: object) -> object:
-    """The value of a key as people may see it: passwords are hidden, and URLs lose theirs."""
+    """The value of a key as people may see it: passwords are hidden, and URLs lose theirs.
+
+    A channel's URL is a secret as a whole, since whoever knows it may post there.
+    """
+    if isinstance(value, dict):
+        return {key: shown(f"{path}.{key}", one) for key, one in value.items()}
+    if CHANNEL.match(path):
+        named = isinstance(value, str) and VARIABLE.fullmatch(value)
+        return value if value is None or named else "***"
     if value is None or not SECRET.search(path.rpartition(".")[2]):
         return value
     return redacted(value) if isinstance(value, str) and "://" in value else "***"
@@ -395,11 +404,19 @@ def _suggestion(keys: Keys) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known here are {', '.join(known)}"
 
 
+# What stands in settings.alerts, by where and how deep.
+_MODELS: dict[tuple[str | int, ...], type[BaseModel]] = {
+    ("alerts", 2): Alerts,
+    ("alerts", "channels", 4): Channel,
+    ("alerts", "rules", 4): Rule,
+}
+
+
 def _known_keys(keys: Keys) -> list[str]:
     """The keys that are allowed below this one."""
     model: type[BaseModel] = Configuration
     if keys[:1] == ("settings",):
-        model = Alerts if keys[1:] == ("alerts",) else Settings
+        model = _MODELS.get((*keys[1:3], len(keys)), Settings)
     elif keys[:1] == ("services",) and len(keys) > 1:
         model = SECTIONS[keys[2]] if len(keys) > 2 else Service
     return [field.alias or name for name, field in model.model_fields.items()]

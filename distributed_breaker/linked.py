@@ -18,6 +18,7 @@ from .model import Header, Reply, Step, remaining
 from .policy import Policy, State
 from .process import OwnLock
 from .shadow import UNCOUNTED, Bad, Decision, Era, Generation, Shadow, durations
+from .transitions import Transition
 from .workers import HealthCheck
 
 FAST_FLUSH = 250  # ms between reports of good outcomes while the circuit has seen failures
@@ -26,17 +27,6 @@ ASK_AGAIN = 250  # ms after which a refusal without a known end is looked at aga
 FULL = 4_096  # entries of a tally after which the appending call drains it
 NEVER = 1 << 62  # ns; no call lasts that long
 OVERFULL = 65_536  # entries after which it waits for its turn to drain
-
-
-class Transition(NamedTuple):
-    """A change of what this process does with one circuit's calls."""
-
-    circuit: str
-    old: State
-    new: State
-    source: str
-    cause: str
-    generation: int
 
 
 class Clock(NamedTuple):
@@ -482,6 +472,17 @@ class LinkedCircuit:
     def heard(self) -> int:
         """When the mirror was last confirmed (ms)."""
         return self._shadow.heard
+
+    @property
+    def mirror_age(self) -> float | None:
+        """Seconds since the mirror was last confirmed; None where there is no store."""
+        shadow = self._shadow
+        return None if shadow.alone else max(0, self._clock.ms() - shadow.heard) / 1000
+
+    @property
+    def source(self) -> str:
+        """Who decided last: see ``Snapshot.source``."""
+        return self._decision.source
 
     def deadline(self) -> tuple[int | None, bool]:
         """When the mirrored open or forced state ends (ms; None: never), and if it is forced."""

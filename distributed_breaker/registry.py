@@ -6,7 +6,7 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
@@ -16,12 +16,14 @@ from .breaker import CircuitBreaker, stored_circuit
 from .errors import StoreError, StoreUnavailable
 from .link import Link
 from .linked import SYSTEM_CLOCK, Clock, LinkedCircuit
+from .nodes import Command
 from .policy import Policy, check_circuit, check_namespace
 from .process import OwnLock, follow_process
 from .session import Request
 from .shadow import Shadow
 from .snapshot import Snapshot, snapshot_of
 from .store import RedisStore
+from .transitions import Transition, log_transition
 from .workers import Dispatcher
 
 MAX_BREAKERS = 10_000
@@ -45,7 +47,7 @@ class CircuitBreakerRegistry:
         self._store = store
         self._clock = SYSTEM_CLOCK if clock is None else _clock_of(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._dispatcher = Dispatcher()
+        self._dispatcher = Dispatcher((log_transition,))
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
         self.flush_at_exit = True  # False: what is recorded and not yet told is given up by close
@@ -186,7 +188,7 @@ class CircuitBreakerRegistry:
         """After a fork: a new id and new locks."""
         vars(self).pop("_lock", None)
         self._dispatcher.forked()
-        self._dispatcher = Dispatcher()
+        self._dispatcher = Dispatcher(self._dispatcher.listeners)
         self._reporter = uuid.uuid4().hex[:16]
         for breaker in self._breakers.values():
             breaker._dispatcher = self._dispatcher
@@ -228,6 +230,32 @@ class CircuitBreakerRegistry:
         if self._link is None:
             return {name: breaker.snapshot() for name, breaker in sorted(self._breakers.items())}
         return self._snapshots(result(self._reading(), timeout))
+
+    def examine(self, commands: Sequence[Command], timeout: float = 1.0) -> list[Any]:
+        """The store's answers to plain commands, each of them or a StoreError; sent by the link.
+
+        Raises:
+            StoreUnavailable: the store did not answer within ``timeout`` seconds, or memory:// has
+                none.
+        """
+        store, link = self._store, self._link
+        if store is None or link is None:
+            raise StoreUnavailable("circuits at memory:// have no store")
+        return list(result(link.submit(Request("look", look=lambda: store.ask(commands))), timeout))
+
+    @property
+    def shared(self) -> bool:
+        """Whether there is a store; False for memory://."""
+        return self._store is not None
+
+    def breakers(self) -> list[CircuitBreaker]:
+        """Those that this process holds."""
+        return list(self._breakers.values())
+
+    def on_transition(self, callback: Callable[[Transition], object]) -> None:
+        """Call ``callback`` with each Transition of any circuit that this process holds, or will
+        hold, in order, from a thread of the library's."""
+        self._dispatcher.listeners = (*self._dispatcher.listeners, callback)
 
     def snapshot_here(self) -> dict[str, Snapshot]:
         """What this process knows of its own circuits by itself; the store is not asked."""

@@ -6,100 +6,39 @@ merged stands in ``config.py``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import quote, urlsplit
+from typing import Annotated, Any, NamedTuple, Self
+from urllib.parse import quote
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
-from .address import address_of
+from .alert_keys import Alerts
+from .keys import (
+    DAY,
+    STRICT,
+    Bytes,
+    HttpUrl,
+    Importable,
+    Name,
+    Percent,
+    Port,
+    RedisUrl,
+    Seconds,
+    Share,
+    Status,
+    StoreUrl,
+    Text,
+)
 from .policy import Policy, check_namespace
-
-DAY = 86_400.0
-
-
-def _redis_url(url: str) -> str:
-    address_of(url)
-    return url
-
-
-def _store_url(url: str) -> str:
-    return url if url.startswith("memory://") else _redis_url(url)
-
-
-def _http_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must begin with http:// or https:// and name a host")
-    return url
-
-
-def _name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}", name):
-        raise ValueError("a name has 1 to 40 letters, digits, _ and -, and begins with none of -")
-    return name
-
-
-def _importable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
-        raise ValueError("must be package.module:name")
-    return name
-
-
-Seconds = Annotated[float, Field(gt=0, le=DAY)]
-Percent = Annotated[float, Field(gt=0, le=100)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Bytes = Annotated[int, Field(ge=1, le=2**40)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
-Status = Annotated[int, Field(ge=100, le=599)]
-Name = Annotated[str, AfterValidator(_name)]
-Text = Annotated[str, Field(min_length=1, max_length=1_000)]
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-StoreUrl = Annotated[str, AfterValidator(_store_url)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Importable = Annotated[str, AfterValidator(_importable)]
 
 
 class Keys(BaseModel):
-    """A part of the file: unknown keys and wrong types are errors, and nothing is converted."""
+    """A part of the file."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Alerts(Keys):
-    """Who is told when a circuit changes its state."""
-
-    webhook_url: HttpUrl | None = None
-    """Gets each transition as a JSON POST."""
-    slack_webhook_url: HttpUrl | None = None
-    """Gets each transition as a message that Slack understands."""
-    command: list[Text] | None = None
-    """A program and its arguments, given the transition as JSON on standard input."""
-    log: bool = True
-    """Whether transitions are logged as warnings."""
-    min_interval: Seconds = 60.0
-    """Seconds between two alerts of one circuit."""
-    states: list[Literal["open", "half_open", "closed", "forced_open", "forced_closed"]] = [
-        "open",
-        "closed",
-        "forced_open",
-        "forced_closed",
-    ]
-    """Which new states are told."""
+    model_config = STRICT
 
 
 class Settings(Keys):
@@ -133,7 +72,7 @@ class Settings(Keys):
     namespace: Annotated[str, AfterValidator(check_namespace)] = "default"
     """Fleets with different namespaces in one Redis have nothing to do with each other."""
     alerts: Alerts = Alerts()
-    """Who is told when a circuit changes its state."""
+    """Who is told when something is wrong; nobody, while no channel is named."""
 
 
 class Circuit(Keys):

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -21,7 +21,7 @@ from .clients.cache import CacheClient
 from .clients.client import Client, ManyHosts
 from .clients.tasks import TaskClient, TaskQueue
 from .config import ConfigurationError, Loaded, load
-from .process import OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
+from .process import Follower, OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
 from .registry import CircuitBreakerRegistry
 from .sections import KINDS, SECTION_OF, Configuration, circuit_names
 from .workers import start_thread
@@ -41,6 +41,10 @@ CLIENTS: dict[str, type[Client]] = {
 Stamp = tuple[int, int, int]  # time of change, size, inode
 
 log = logging.getLogger("distributed_breaker")
+
+# What is begun beside the services that the getters use, closed before them, and told of forks.
+# Monitoring, which stands above this file, enters itself here.
+companions: list[Callable[[Services], Follower]] = []
 
 
 class Status(NamedTuple):
@@ -104,6 +108,7 @@ class Services:
         )
         self.registry.flush_at_exit = settings.cleanup_on_shutdown
         self._clients: dict[tuple[str, str, str], Client] = {}
+        self._beside: list[Follower] = []
         self._stopping = threading.Event()
         self._watch()
         follow_process(self)
@@ -266,6 +271,8 @@ class Services:
     def close(self) -> None:
         """Stop looking at the files; close clients and registry.  Safe to call twice."""
         self._stopping.set()
+        for companion in self._beside:
+            companion.close()
         for client in self._clients.values():
             client.close()
         self.registry.close()
@@ -276,6 +283,16 @@ class Services:
         if not self._stopping.is_set():
             self._stopping = threading.Event()
             self._watch()
+        for companion in self._beside:
+            companion.forked()
+
+    def accompany(self) -> None:
+        """Begin what runs beside them: see ``companions``.  None of it may keep them from work."""
+        for begin in companions:
+            try:
+                self._beside.append(begin(self))
+            except Exception:
+                log.exception("what runs beside the circuit breakers cannot be begun")
 
 
 def _class_of(kind: str) -> type[Client]:
@@ -349,6 +366,7 @@ def initialize(config_file: str | os.PathLike[str] | None = None, **arguments: A
     """
     with _current.lock:
         made = Services(config_file, **arguments)
+        made.accompany()
         before, _current.services = _current.services, made
     if before is not None:
         before.close()
@@ -362,7 +380,9 @@ def current() -> Services:
         with _current.lock:
             found = _current.services
             if found is None:
-                found = _current.services = Services()
+                found = Services()
+                found.accompany()
+                _current.services = found
     return found
 
 

@@ -35,11 +35,15 @@ class Dispatcher:
     The thread starts with the first event.  A listener that raises is logged, never noticed by
     the call that made the transition.  It is no ``queue.Queue``: gevent puts another class in its
     place, for whose tasks nobody can wait with a bound.
+
+    Args:
+        listeners: what hears of every circuit's transitions.
     """
 
     _lock = OwnLock()
 
-    def __init__(self) -> None:
+    def __init__(self, listeners: tuple[Callable[[Any], object], ...] = ()) -> None:
+        self.listeners = listeners
         self._queue: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._changed = threading.Condition(threading.Lock())  # never held while anything waits
         self._unfinished = 0

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distributed_breaker.sections import SECTIONS, Alerts, Circuit, Settings, schema
+from distributed_breaker.alert_keys import Alerts, Channel, Rule
+from distributed_breaker.sections import SECTIONS, Circuit, Settings, schema
 from scripts.marks import between, marks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,20 +26,30 @@ def schema_text() -> str:
 
 def tables() -> str:
     """One table for each section, with the circuit's own numbers said once."""
-    sections: list[tuple[str, Any]] = [("`settings`", Settings), ("`settings.alerts`", Alerts)]
+    sections: list[tuple[str, Any]] = [
+        ("`settings`", Settings),
+        ("`settings.alerts`", Alerts),
+        ("`settings.alerts.channels.<name>`", Channel),
+        ("`settings.alerts.rules.<name>`", Rule),
+    ]
     sections.append(("every section: the circuit's numbers (see `Policy`)", Circuit))
     sections += [(f"`{kind}`", model) for kind, model in SECTIONS.items()]
     return "\n".join(_table(title, model) for title, model in sections)
 
 
 def _table(title: str, model: Any) -> str:
-    known = Circuit.model_fields if model not in (Settings, Alerts, Circuit) else {}
+    known = Circuit.model_fields if model in SECTIONS.values() else {}
     lines = [f"### {title}", "", "| key | default | |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         if name in known:
             continue
         default = field.get_default(call_default_factory=True)
-        shown = "see below" if isinstance(default, Alerts) else f"`{json.dumps(default)}`"
+        if field.is_required():
+            shown = "required"
+        elif isinstance(default, Alerts) or name == "rules":
+            shown = "see below"
+        else:
+            shown = f"`{json.dumps(default)}`"
         lines.append(f"| `{name}` | {shown} | {field.description} |")
     return "\n".join([*lines, ""])
 

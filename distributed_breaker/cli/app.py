@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from . import examine, look, serving, settings, step_in, waiting
+from . import alerting, examine, look, serving, settings, step_in, waiting
 from .options import Commands, command
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 _of_settings = typer.Typer(help="Look at the configuration file.", no_args_is_help=True)
 _of_waiting = typer.Typer(help="Look after what waits on this host.", no_args_is_help=True)
+
+_of_alerts = typer.Typer(help="Look after alerts.", no_args_is_help=True)
 
 _function: Callable[..., int]
 for _function in (
@@ -33,3 +35,5 @@ for _function in (settings.show, settings.validate, settings.schema, settings.di
 app.add_typer(_of_waiting, name="outbox")
 for _function in (waiting.list_, waiting.replay, waiting.purge):
     _of_waiting.command(_function.__name__.strip("_"))(command(_function))
+app.add_typer(_of_alerts, name="alerts")
+_of_alerts.command("test")(command(alerting.trial_run))

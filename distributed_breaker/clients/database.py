@@ -20,9 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from ..fallback.outbox import Outbox, Replayed
+from ..keys import DAY
 from ..policy import Policy, check_number
 from ..process import OwnLock, follow_process
-from ..sections import DAY, Circuit, Database
+from ..sections import Circuit, Database
 from .client import Client, users_folder
 from .database_errors import (
     KINDS,

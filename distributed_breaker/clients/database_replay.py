@@ -31,8 +31,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
 from ..fallback.outbox import Entry
+from ..keys import DAY
 from ..policy import Outcome
-from ..sections import DAY
 from .database_errors import sqlstate, verdict
 from .database_transaction import Transaction
 from .database_writes import CannotWait, Statement, take_up

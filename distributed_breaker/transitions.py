@@ -1,0 +1,49 @@
+"""A change of what a process does with one circuit's calls, and its line in the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from .policy import State
+
+log = logging.getLogger("distributed_breaker.transitions")
+
+
+class Transition(NamedTuple):
+    """A change of what this process does with one circuit's calls."""
+
+    circuit: str
+    old: State
+    new: State
+    source: str
+    cause: str
+    generation: int
+
+
+def log_transition(change: Transition) -> None:
+    """Say it in one line, whose fields stand in the record as well.
+
+    Calls that are refused are not logged: while a circuit is open there may be thousands a second.
+    """
+    level = logging.WARNING if change.new in (State.OPEN, State.FORCED_OPEN) else logging.INFO
+    fields = {
+        "circuit": change.circuit,
+        "service": change.circuit.partition(".")[0],
+        "old": change.old.value,
+        "new": change.new.value,
+        "source": change.source,
+        "cause": change.cause,
+        "generation": change.generation,
+    }
+    because = f", {change.cause}" if change.cause else ""
+    log.log(
+        level,
+        "circuit %s: %s → %s (%s%s)",
+        change.circuit,
+        fields["old"],
+        fields["new"],
+        change.source,
+        because,
+        extra=fields,
+    )
