@@ -486,8 +486,7 @@ class CircuitBreaker(LinkedCircuit):
         return usual and not (self._listeners or self.check or self.has_output)
 
     def _changed(self, change: Transition) -> None:
-        for listener in (*self._dispatcher.listeners, *self._listeners):
-            self._dispatcher.put(listener, change)
+        self._dispatcher.put(self._listeners, change)
 
     # ------------------------------------------------------------------ settings
 

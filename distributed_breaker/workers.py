@@ -25,8 +25,10 @@ def start_thread(name: str, target: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def _END(_: object) -> None:  # noqa: N802 - the mark that ends a dispatcher's thread
-    """Never called."""
+Listeners = tuple[Callable[[Any], object], ...]
+
+# The mark that ends a dispatcher's thread; never called.
+_END: Listeners = (lambda _: None,)
 
 
 class Dispatcher:
@@ -37,14 +39,14 @@ class Dispatcher:
     place, for whose tasks nobody can wait with a bound.
 
     Args:
-        listeners: what hears of every circuit's transitions.
+        listeners: what hears of every circuit's transitions, before the circuit's own listeners.
     """
 
     _lock = OwnLock()
 
-    def __init__(self, listeners: tuple[Callable[[Any], object], ...] = ()) -> None:
+    def __init__(self, listeners: Listeners = ()) -> None:
         self.listeners = listeners
-        self._queue: deque[tuple[Callable[[Any], object], Any]] = deque()
+        self._queue: deque[tuple[Listeners, Any]] = deque()
         self._changed = threading.Condition(threading.Lock())  # never held while anything waits
         self._unfinished = 0
         self._thread: threading.Thread | None = None
@@ -52,10 +54,14 @@ class Dispatcher:
         self._left_behind = False
         self.dropped = 0
 
-    def put(self, listener: Callable[[Any], object], event: object) -> None:
-        """Queue one call; when listeners are too slow for the queue, it is dropped and counted."""
+    def put(self, own: Listeners, event: object) -> None:
+        """Queue one event, for ``own`` listeners and for those of all circuits; when listeners are
+        too slow for the queue, it is dropped and counted."""
+        listeners = (*self.listeners, *own)
+        if not listeners:
+            return
         with self._lock:
-            if self._closed or not self._append(listener, event):
+            if self._closed or not self._append(listeners, event):
                 self.dropped += 1
                 return
             try:
@@ -67,11 +73,11 @@ class Dispatcher:
                     self._queue.pop()
                     self._unfinished -= 1
 
-    def _append(self, listener: Callable[[Any], object], event: object) -> bool:
+    def _append(self, listeners: Listeners, event: object) -> bool:
         with self._changed:
             if len(self._queue) >= LISTENER_QUEUE:
                 return False
-            self._queue.append((listener, event))
+            self._queue.append((listeners, event))
             self._unfinished += 1
             self._changed.notify_all()
         return True
@@ -81,20 +87,25 @@ class Dispatcher:
             with self._changed:
                 while not self._queue:
                     self._changed.wait()
-                listener, event = self._queue.popleft()
+                listeners, event = self._queue.popleft()
             try:
                 if self._left_behind:
                     _NEVER.wait()
-                if listener is _END:
+                if listeners is _END:
                     return
-                listener(event)
-            except BaseException:
-                # Also SystemExit: one listener must not end the thread that serves the others.
-                log.exception("a listener of circuit transitions raised")
+                for listener in listeners:
+                    self._call(listener, event)
             finally:
                 with self._changed:
                     self._unfinished -= 1
                     self._changed.notify_all()
+
+    def _call(self, listener: Callable[[Any], object], event: object) -> None:
+        try:
+            listener(event)
+        except BaseException:
+            # Also SystemExit: one listener must not end the thread that serves the others.
+            log.exception("a listener of circuit transitions raised")
 
     def forked(self) -> None:
         """In the child: a thread that is a greenlet has come along, and must call nobody.

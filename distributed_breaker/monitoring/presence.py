@@ -109,7 +109,8 @@ class Presence:
                         "for the rights: %s", answer,
                     )  # fmt: skip
             self._written += 1
-        return EVERY * random.uniform(0.8, 1.2)
+        # A process that has just begun will soon be able to say more.
+        return min(EVERY, float(2**self._written)) * random.uniform(0.8, 1.2)
 
     def _commands(self, text: str) -> list[Command]:
         key, ids = self._keys()

@@ -1,0 +1,138 @@
+"""Several processes, one alert; and each of them is listed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from distributed_breaker.fleet import Fleet
+from distributed_breaker.monitoring.presence import processes
+from scripts.servers import Server
+from tests.monitoring.alerts.receiver import Receiver
+from tests.unit.clock import wait_until
+
+pytestmark = pytest.mark.servers("valkey")
+ROOT = Path(__file__).parents[3]
+
+
+class Member:
+    """A process, as its test sees it."""
+
+    def __init__(self, file: Path, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.monitoring.alerts.member", str(file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )  # fmt: skip
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def do(self, word: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self) -> None:
+        self.process.communicate(timeout=30)
+
+    def kill(self) -> None:
+        with self.process:  # closes its pipes, too
+            self.process.kill()
+
+
+Start = Callable[..., list[Member]]
+
+
+@pytest.fixture
+def start(
+    server: Server, namespace: str, receiver: Receiver, tmp_path: Path
+) -> Iterator[Start]:
+    """Start processes that share a file, an outbox and a circuit."""
+    with contextlib.ExitStack() as stack:
+
+        def start(count: int, **settings: Any) -> list[Member]:
+            alerts = {
+                "channels": {"hook": {"type": "webhook", "url": "${HOOK}"}},
+                "outbox_path": str(tmp_path / "outbox.db"),
+                "evaluate_every": 0.2,
+            }
+            given = {
+                "settings": {
+                    "redis_url": server.url,
+                    "namespace": namespace,
+                    "alerts": alerts,
+                    **settings,
+                },
+                "services": {"api": {"http": {"failure_threshold": 1, "quorum": 1}}},
+            }
+            file = tmp_path / "breakers.json"
+            file.write_text(json.dumps(given))
+            members = [Member(file, HOOK=receiver.url) for _ in range(count)]
+            for member in members:
+                stack.callback(member.kill)
+            assert [member.answer() for member in members] == ["ready"] * count
+            return members
+
+        yield start
+
+
+@pytest.fixture
+def fleet(server: Server, namespace: str) -> Iterator[Fleet]:
+    with Fleet(server.url, namespace) as fleet:
+        yield fleet
+
+
+def test_one_alert_of_four_processes(
+    start: Start, fleet: Fleet, receiver: Receiver, raw: redis.Redis, namespace: str
+) -> None:
+    """One that evaluates is killed right after the trip, and another one tells the rest."""
+    members = start(4)
+    wait_until(lambda: len(processes(fleet)) == 4)
+    assert {p["pid"] for p in processes(fleet)} == {m.process.pid for m in members}
+    members[0].do("fail")
+    wait_until(lambda: all(m.do("look") == "open" for m in members))
+    wait_until(lambda: receiver.of("open"))
+    # Nobody but the test knows which of them evaluates, so all but one go.
+    for member in members[:3]:
+        member.kill()
+    raw.delete(f"cb:{namespace}:alerts:evaluator")  # as if its lease had ended
+    members[3].do("reset")
+    wait_until(lambda: receiver.of("open", "resolved"), timeout=30)
+    assert len(receiver.got) == 2
+    assert receiver.got[0]["incident"] == receiver.got[1]["incident"]
+
+
+def test_processes(start: Start, fleet: Fleet, raw: redis.Redis, namespace: str) -> None:
+    one, two = start(2)
+    # The first document may have been written before the client was asked for.
+    wait_until(lambda: [p["service"] for p in processes(fleet)] == ["api", "api"])
+    found = {process["pid"]: process for process in processes(fleet)}[one.process.pid]
+    assert found["circuits"] == 1
+    assert found["degraded"] is False
+    assert found["quarantined"] == found["policy_mismatch"] == []
+    assert found["role"] == "member.py"
+    assert raw.pttl(f"cb:{namespace}:process:{found['id']}") > 20_000
+    one.end()  # it takes itself out
+    assert [process["pid"] for process in processes(fleet)] == [two.process.pid]
+    assert raw.zcard(f"cb:{namespace}:processes") == 1
+    two.kill()  # what it has left expires
+    raw.delete(*raw.keys(f"cb:{namespace}:process:*"))
+    assert processes(fleet) == []
+
+
+def test_without_monitoring_nobody_is_listed(start: Start, fleet: Fleet) -> None:
+    (member,) = start(1, monitoring_enabled=False)
+    member.do("flush")
+    assert processes(fleet) == []
