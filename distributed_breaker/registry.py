@@ -47,7 +47,8 @@ class CircuitBreakerRegistry:
         self._store = store
         self._clock = SYSTEM_CLOCK if clock is None else _clock_of(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._dispatcher = Dispatcher((log_transition,))
+        # Nothing is logged where that would take the only thread: at memory://, while nobody listens.
+        self._dispatcher = Dispatcher(() if store is None else (log_transition,))
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
         self.flush_at_exit = True  # False: what is recorded and not yet told is given up by close
@@ -255,7 +256,8 @@ class CircuitBreakerRegistry:
     def on_transition(self, callback: Callable[[Transition], object]) -> None:
         """Call ``callback`` with each Transition of any circuit that this process holds, or will
         hold, in order, from a thread of the library's."""
-        self._dispatcher.listeners = (*self._dispatcher.listeners, callback)
+        heard_by = self._dispatcher.listeners or (log_transition,)
+        self._dispatcher.listeners = (*heard_by, callback)
 
     def snapshot_here(self) -> dict[str, Snapshot]:
         """What this process knows of its own circuits by itself; the store is not asked."""

@@ -34,7 +34,8 @@ class Beside:
 
     def _tick(self) -> float:
         self._see_to_alerts()
-        if self._services.configuration.settings.monitoring_enabled:
+        services = self._services
+        if services.registry.shared and services.configuration.settings.monitoring_enabled:
             return self.presence.write()
         self.presence.close()
         return 5.0

@@ -110,7 +110,8 @@ class Presence:
                     )  # fmt: skip
             self._written += 1
         # A process that has just begun will soon be able to say more.
-        return min(EVERY, float(2**self._written)) * random.uniform(0.8, 1.2)
+        soon = 2.0**self._written if self._written < 4 else EVERY
+        return min(EVERY, soon) * random.uniform(0.8, 1.2)
 
     def _commands(self, text: str) -> list[Command]:
         key, ids = self._keys()

@@ -304,9 +304,7 @@ def test_policies_that_differ(
     wait_until(lambda: receiver.of("policy_mismatch", "resolved"))
 
 
-def test_circuits_without_a_store(
-    evaluate: Evaluate, receiver: Receiver
-) -> None:
+def test_circuits_without_a_store(evaluate: Evaluate, receiver: Receiver) -> None:
     with CircuitBreakerRegistry.from_url("memory://") as registry:
         evaluate(registry=registry)
         breaker = registry.breaker("api.http", SLOW)

@@ -56,9 +56,7 @@ Start = Callable[..., list[Member]]
 
 
 @pytest.fixture
-def start(
-    server: Server, namespace: str, receiver: Receiver, tmp_path: Path
-) -> Iterator[Start]:
+def start(server: Server, namespace: str, receiver: Receiver, tmp_path: Path) -> Iterator[Start]:
     """Start processes that share a file, an outbox and a circuit."""
     with contextlib.ExitStack() as stack:
 
