@@ -47,6 +47,8 @@ def _url(url: str) -> str:
     parts = urlsplit(VARIABLE.sub("https://host", url, count=1) if url[:2] == "${" else url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must begin with http:// or https:// and name a host, or be ${VARIABLE}")
+    if parts.username is not None:
+        raise ValueError("holds a user: write an Authorization header instead")
     return url
 
 

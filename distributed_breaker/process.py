@@ -11,6 +11,7 @@ import atexit
 # leave its lock taken in the child for ever, and no thread there could look up a host again.
 import encodings.idna  # noqa: F401
 import importlib
+import itertools
 import os
 import sys
 import threading
@@ -43,12 +44,14 @@ class OwnLock:
         return lock
 
 
-_followers: weakref.WeakSet[Any] = weakref.WeakSet()
+_followers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
 
 
 def follow_process(follower: Follower) -> None:
-    """Close ``follower`` at exit, and tell it in a forked child."""
-    _followers.add(follower)
+    """Close ``follower`` at exit, before those that it may stand on, which have come earlier; and
+    tell it in a forked child."""
+    _followers[next(_numbers)] = follower
 
 
 def close_with_process(follower: Follower) -> None:
@@ -113,12 +116,12 @@ def _follow_uwsgi() -> None:
 
 
 def _close_all() -> None:
-    for follower in list(_followers):
+    for follower in reversed(list(_followers.values())):
         follower.close()
 
 
 def _forked() -> None:
-    for follower in list(_followers):
+    for follower in list(_followers.values()):
         follower.forked()
 
 

@@ -47,7 +47,7 @@ class CircuitBreakerRegistry:
         self._store = store
         self._clock = SYSTEM_CLOCK if clock is None else _clock_of(clock)
         self._breakers: dict[str, CircuitBreaker] = {}
-        # Nothing is logged where that would take the only thread: at memory://, while nobody listens.
+        # At memory:// it would take the only thread, so there somebody else must listen first.
         self._dispatcher = Dispatcher(() if store is None else (log_transition,))
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]

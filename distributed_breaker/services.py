@@ -108,7 +108,7 @@ class Services:
         )
         self.registry.flush_at_exit = settings.cleanup_on_shutdown
         self._clients: dict[tuple[str, str, str], Client] = {}
-        self._beside: list[Follower] = []
+        self.beside: list[Follower] = []
         self._stopping = threading.Event()
         self._watch()
         follow_process(self)
@@ -271,7 +271,7 @@ class Services:
     def close(self) -> None:
         """Stop looking at the files; close clients and registry.  Safe to call twice."""
         self._stopping.set()
-        for companion in self._beside:
+        for companion in self.beside:
             companion.close()
         for client in self._clients.values():
             client.close()
@@ -283,14 +283,14 @@ class Services:
         if not self._stopping.is_set():
             self._stopping = threading.Event()
             self._watch()
-        for companion in self._beside:
+        for companion in self.beside:
             companion.forked()
 
     def accompany(self) -> None:
         """Begin what runs beside them: see ``companions``.  None of it may keep them from work."""
         for begin in companions:
             try:
-                self._beside.append(begin(self))
+                self.beside.append(begin(self))
             except Exception:
                 log.exception("what runs beside the circuit breakers cannot be begun")
 

@@ -24,8 +24,9 @@ class Transition(NamedTuple):
 def log_transition(change: Transition) -> None:
     """Say it in one line, whose fields stand in the record as well.
 
-    A process that opens a circuit by itself is in quarantine, until the fleet follows: then its
-    state stays and the source changes, which is a line, too.  Calls that are refused are not logged: while a circuit is open there may be thousands a second.
+    A process that opens a circuit by itself is in quarantine until the fleet follows: then its
+    state stays and the source changes, which is a line, too.  Calls that are refused are not
+    logged: while a circuit is open there may be thousands a second.
     """
     refuses = change.new in (State.OPEN, State.FORCED_OPEN) and change.new is not change.old
     level = logging.WARNING if refuses else logging.INFO

@@ -52,27 +52,28 @@ class Book:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._id = secrets.token_hex(8)
+        self._leads = False
         self._prefix = f"cb:{store.namespace}:alerts"
 
     def lead(self) -> bool:
         """Whether this process is the one that evaluates, from now on for the lease."""
         key = f"{self._prefix}:evaluator"
-        won, holder = self._ask(
-            ("SET", key, self._id, "NX", "PX", LEASE),
-            ("GET", key),
-        )
-        if holder != self._id:
-            return False
-        if not won:
+        if self._holds(key):
             self._ask(("PEXPIRE", key, LEASE))
-        return True
+            return True
+        (won,) = self._ask(("SET", key, self._id, "NX", "PX", LEASE))
+        self._leads = bool(won)
+        return self._leads
 
     def resign(self) -> None:
         """Let another process evaluate at once."""
         key = f"{self._prefix}:evaluator"
-        (holder,) = self._ask(("GET", key))
-        if holder == self._id:
+        if self._holds(key):
             self._ask(("DEL", key))
+        self._leads = False
+
+    def _holds(self, key: str) -> bool:
+        return self._leads and self._ask(("GET", key)) == [self._id]
 
     def incidents(self) -> Incidents:
         """What was told and is not over."""

@@ -81,6 +81,7 @@ def _target(url: str, place: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        usable = usable and parts.username is None  # see headers
     except ValueError:
         raise ChannelError(message) from None
     if not usable or not re.fullmatch(r"[\x21-\x7e]+", url):

@@ -20,7 +20,7 @@ from .alert_channels import ChannelError, DeliveryError, Send, sender
 from .ticking import Ticker
 
 ATTEMPTS = 1_000_000  # an alert is dropped for its age, not for its failures
-LEASE = 60.0  # s; longer than a delivery may take
+LEASE = 10.0  # s that a delivery may take beside its channel's timeout, such as for the host's name
 LATE = 60.0  # s after which an alert says that it comes late
 RETRY = 1.0  # s between looks while something waits
 LOOK = 5.0  # s between looks for what other processes of the host have left
@@ -48,7 +48,7 @@ class Delivery:
             most_entries=10_000,
             most_bytes=64 * 2**20,
             attempts=ATTEMPTS,
-            lease=LEASE,
+            lease=LEASE + max((c.timeout for c in settings.channels.values()), default=0.0),
         )
         self._send: dict[str, Send] = {}
         self._said: dict[str, str] = {}
@@ -102,7 +102,16 @@ class Delivery:
             self._say(channel, done.error)
             if done.left:
                 again = min(again, RETRY)
+        with suppress(OutboxError):
+            self._drop_what_nobody_takes()
         return again
+
+    def _drop_what_nobody_takes(self) -> None:
+        """Old alerts for channels that the configuration no longer has must not fill the file."""
+        for topic, found in self._outbox.stats()["topics"].items():
+            if topic not in self._send and (found["oldest"] or 0) > self._settings.expire_after:
+                count = self._outbox.purge(topic=topic)
+                log.error("alerts: %d dropped, since there is no channel %s any more", count, topic)
 
     def _replay(self, channel: str, send: Send) -> Replayed:
         def deliver(entry: Entry) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..services import Services, companions
+from ..services import Services, companions, current
 from .alerts import Alerts
 from .presence import Presence, processes
 from .ticking import Ticker
+
+LOOK = 5.0  # s between looks at the configuration where no document is written
 
 
 class Beside:
@@ -28,17 +30,17 @@ class Beside:
         self._alerts: Alerts | None = None
         self._alerting: object = None  # the settings that the alerts go by
         services.registry.on_transition(self._hear)
-        self._see_to_alerts()
         self._ticker = Ticker("circuit-breaker-monitoring", self._tick)
         self._ticker.start()
 
     def _tick(self) -> float:
-        self._see_to_alerts()
-        services = self._services
+        services, wait = self._services, LOOK
         if services.registry.shared and services.configuration.settings.monitoring_enabled:
-            return self.presence.write()
-        self.presence.close()
-        return 5.0
+            wait = self.presence.write()
+        else:
+            self.presence.close()
+        self._see_to_alerts()
+        return wait
 
     def _see_to_alerts(self) -> None:
         settings = self._services.configuration.settings
@@ -80,6 +82,17 @@ class Beside:
         if self._alerts is not None:
             self._alerts.forked()
         self._ticker.forked()
+
+
+def fleet_processes(services: Services | None = None) -> list[dict[str, Any]]:
+    """What the processes of the fleet say of themselves, for people; see ``presence.processes``.
+
+    Args:
+        services: of this process; None: those that the getters use.
+    """
+    services = services or current()
+    own = [beside.presence for beside in services.beside if isinstance(beside, Beside)]
+    return processes(services.registry, own[0] if own else None)
 
 
 companions.append(Beside)

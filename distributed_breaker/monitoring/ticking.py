@@ -68,7 +68,8 @@ class Ticker:
 
     def _run(self) -> None:
         wake, stopping = self._wake, self._stopping
-        while not stopping.is_set():
+        # A thread that gevent has made a greenlet comes along into a forked child, and ends there.
+        while not stopping.is_set() and self._stopping is stopping:
             wake.clear()
             wait = self._safe_tick()
             if not stopping.wait(SOONEST):

@@ -6,11 +6,13 @@ It does what it is told, a word a line, and answers each with a line.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
 
 import circuit_breaker_config as guide
-from distributed_breaker.services import current, shut_down
+from distributed_breaker.services import current
 
 
 def _fail() -> None:
@@ -30,8 +32,13 @@ def main() -> None:
             breaker.reset()
         elif word == "flush":
             current().registry.flush()
+        elif word == "fork":
+            child = os.fork()
+            if not child:
+                signal.pause()
+            print(child, flush=True)
+            continue
         print(breaker.state.value, flush=True)
-    shut_down()
 
 
 if __name__ == "__main__":

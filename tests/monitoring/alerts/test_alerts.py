@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import redis
 
 from distributed_breaker import CircuitBreakerRegistry, Policy
+from distributed_breaker.fallback.outbox import Outbox
 from tests.monitoring.alerts.conftest import Evaluate
 from tests.monitoring.alerts.receiver import Receiver
 from tests.unit.clock import fail, succeed, wait_until
@@ -180,6 +182,26 @@ def test_an_alert_that_is_too_old_is_dropped(
     registry.breaker("api.http").reset()
     wait_until(lambda: receiver.got)
     assert [got["event"] for got in receiver.got] == ["resolved"]
+
+
+def test_what_waited_comes_late_and_for_a_channel_that_is_gone_not_at_all(
+    evaluate: Evaluate, receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process has left them on its host."""
+    before = Outbox(tmp_path / "outbox.db", now=lambda: time.time() - 100)
+    for channel in ("hook", "gone"):
+        before.add(channel, "alert", {"kind": "open", "event": "firing", "title": "a is open"})
+    before.close()
+    evaluate(expire_after=99.5)
+    wait_until(lambda: "alerts: 1 dropped, since there is no channel gone any more" in caplog.text)
+    assert "alerts: dropped for hook after 100 s: a is open" in caplog.text
+    other = Outbox(tmp_path / "outbox.db", now=lambda: time.time() - 70)
+    other.add("hook", "alert", {"kind": "open", "event": "firing", "title": "b is open"})
+    other.close()
+    wait_until(lambda: receiver.got)
+    assert receiver.got[0]["title"] == "b is open"
+    assert receiver.got[0]["late"] is True
+    assert 70 <= receiver.got[0]["age"] < 90
 
 
 def test_slack_the_command_and_the_log(

@@ -43,6 +43,7 @@ def hook(**more: Any) -> dict[str, Any]:
         ({"channel": {}}, "alerts.channel", "did you mean 'channels'"),
         ({"rules": {"r": {"chanels": None}}}, "rules.r.chanels", "did you mean 'channels'"),
         (hook(url="ftp://host/x"), "channels.ops.url", "must begin with http"),
+        (hook(url=f"https://ann:{SECRET}@host/"), "channels.ops.url", "Authorization header"),
         (hook(url="${A B}"), "channels.ops.url", "must begin with http"),
         (hook(headers={"a b": "c"}), "channels.ops.headers.a b", "pattern"),
         (hook(headers={"a": "c\n"}), "channels.ops.headers.a", "pattern"),
@@ -100,7 +101,8 @@ def test_variables_that_are_missing_or_wrong() -> None:
         sender("ops", channel, {"HOOK": "", "KEY": SECRET})
     with pytest.raises(ChannelError, match=r"headers\.Key: the variable KEY is not set"):
         sender("ops", channel, {"HOOK": URL})
-    for wrong in (SECRET, f"ftp://h/{SECRET}", f"https://h:x/{SECRET}", f"https://h/ {SECRET}"):
+    for wrong in (SECRET, f"ftp://h/{SECRET}", f"https://h:x/{SECRET}", f"https://h/ {SECRET}",
+                  f"https://ann:{SECRET}@h/"):  # fmt: skip
         with pytest.raises(ChannelError, match="make no URL") as caught:
             sender("ops", channel, {"HOOK": wrong, "KEY": SECRET})
         assert SECRET not in str(caught.value)
