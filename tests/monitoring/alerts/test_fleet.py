@@ -94,7 +94,11 @@ def fleet(server: Server, namespace: str) -> Iterator[Fleet]:
         yield fleet
 
 
-def test_one_alert_of_four_processes(
+def pids(fleet: Fleet) -> set[int]:
+    return {process["pid"] for process in processes(fleet)}
+
+
+def test_four_processes_make_one_alert(
     start: Start,
     fleet: Fleet,
     receiver: Receiver,
@@ -102,21 +106,22 @@ def test_one_alert_of_four_processes(
     namespace: str,
     tmp_path: Path,
 ) -> None:
-    """One that evaluates is killed right after the trip, and another one tells the rest."""
+    """Three end, one of which evaluates perhaps; the last one tells the rest."""
     members = start(4)
-    wait_until(lambda: len(processes(fleet)) == 4)
-    assert {p["pid"] for p in processes(fleet)} == {m.process.pid for m in members}
+    last = members[3]
+    wait_until(lambda: pids(fleet) == {member.process.pid for member in members})
     members[0].do("fail")
     wait_until(lambda: all(m.do("look") == "open" for m in members))
     wait_until(lambda: receiver.of("open"))
     # One that is killed in the midst of a delivery keeps the others from it for a while.
     with contextlib.closing(Outbox(tmp_path / "outbox.db")) as outbox:
         wait_until(lambda: outbox.waiting() == 0)
-    # Nobody but the test knows which of them evaluates, so all but one go.
-    for member in members[:3]:
+    members[0].end()  # it takes itself out, as that is all that it does at its end
+    assert pids(fleet) == {member.process.pid for member in members[1:]}
+    for member in members[1:3]:
         member.kill()
     raw.delete(f"cb:{namespace}:alerts:evaluator")  # as if its lease had ended
-    members[3].do("reset")
+    last.do("reset")
     wait_until(lambda: receiver.of("open", "resolved"), timeout=30)
     assert [(got["kind"], got["event"]) for got in receiver.got] == [
         ("open", "firing"),
@@ -124,31 +129,10 @@ def test_one_alert_of_four_processes(
     ]
     assert receiver.got[0]["incident"] == receiver.got[1]["incident"]
 
-
-def test_processes(start: Start, fleet: Fleet, raw: redis.Redis, namespace: str) -> None:
-    one, two = start(2)
-    # The first document may have been written before the client was asked for.
-    wait_until(lambda: [p["service"] for p in processes(fleet)] == ["api", "api"])
-    found = {process["pid"]: process for process in processes(fleet)}[one.process.pid]
-    assert found["circuits"] == 1
-    assert found["degraded"] is False
-    assert found["quarantined"] == found["policy_mismatch"] == []
-    assert found["role"] == "member.py"
-    assert raw.pttl(f"cb:{namespace}:process:{found['id']}") > 20_000
-    one.end()  # it takes itself out
-    assert [process["pid"] for process in processes(fleet)] == [two.process.pid]
-    assert raw.zcard(f"cb:{namespace}:processes") == 1
-    child = int(two.do("fork"))
+    child = int(last.do("fork"))
     try:
-        wait_until(lambda: {p["pid"] for p in processes(fleet)} == {two.process.pid, child})
+        wait_until(lambda: {last.process.pid, child} <= pids(fleet))
     finally:
         os.kill(child, signal.SIGKILL)
-    two.kill()  # what it has left expires
-    raw.delete(*raw.keys(f"cb:{namespace}:process:*"))
-    assert processes(fleet) == []
-
-
-def test_without_monitoring_nobody_is_listed(start: Start, fleet: Fleet) -> None:
-    (member,) = start(1, monitoring_enabled=False)
-    member.do("flush")
-    assert processes(fleet) == []
+    last.end()
+    assert last.process.pid not in pids(fleet)
