@@ -10,7 +10,7 @@ import typer
 from .. import config
 from ..breaker import host_name
 from ..monitoring.alert_delivery import attempt
-from ..monitoring.alert_rules import Setting, trial
+from ..monitoring.alert_texts import Setting, trial
 from .options import Environment, File, Json
 from .terminal import HEALTHY, UNHEALTHY, USAGE, FailureError, show_json
 

@@ -12,14 +12,15 @@ of a process that dies in between are told by the next one that evaluates.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from ..errors import StoreError
 from ..nodes import Command
-from ..snapshot import Change, Snapshot, change_of
+from ..snapshot import Change, change_of
 from ..store import key_of
 from .alert_rules import Event, Incident, Incidents
+from .presence import Store
 
 LEASE = 15_000  # ms for which one process evaluates, unless it goes on
 CLAIM = 60_000  # ms for which an event is claimed
@@ -29,18 +30,6 @@ HISTORY = 20  # transitions of a circuit that are read at a time
 TOLD = "told"
 
 Claim = Literal["mine", "told", "other"]
-
-
-class Store(Protocol):
-    """What is asked: a registry, or a ``Fleet``.  Both methods raise StoreUnavailable."""
-
-    namespace: str
-
-    def examine(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to plain commands; a StoreError stands for one that was refused."""
-
-    def snapshot(self) -> dict[str, Snapshot]:
-        """The fleet's view of every circuit."""
 
 
 class Book:
@@ -161,12 +150,3 @@ def _incident(text: str) -> Incident:
         return Incident(int(number), float(at))
     except ValueError:
         return Incident(0, 0.0)
-
-
-def labels(processes: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """By circuit, the processes that were given another policy than the fleet's."""
-    found: dict[str, list[str]] = {}
-    for process in processes:
-        for circuit in process["policy_mismatch"]:
-            found.setdefault(circuit, []).append(f"{process['host']}:{process['pid']}")
-    return found

@@ -1,39 +1,23 @@
-"""What is worth an alert, what it says, and how many of them may go out.
+"""What is worth an alert: what is seen of a fleet, compared with what has been told.
 
 Pure: no I/O and no clock.  Times are seconds since 1970.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from string import Template
 from typing import Any, NamedTuple
 
-from ..alert_keys import FIELDS, Alerts, Rule
+from ..alert_keys import Alerts
 from ..policy import State
 from ..snapshot import Change, Snapshot
-from .report import iso, service_of
 
 CATCH_UP = 60.0  # s of a circuit's history that a process looks back on when it begins to evaluate
 MINUTE = 60.0  # s over which the share of fallbacks is counted
 SAMPLES = 6  # of a circuit's counters in that time
 RECOVERED = 0.8  # share of the threshold below which fallbacks are no longer too many
-MOST_NAMED = 20  # alerts that a digest names
-MOST_TEXT = 2_000  # characters of a title or text
-
-SEVERITY = {
-    "open": "critical",
-    "store_lost": "critical",
-    "forced_open": "warning",
-    "forced_closed": "warning",
-    "stuck_half_open": "warning",
-    "fallback_share": "warning",
-    "policy_mismatch": "warning",
-    "half_open": "info",
-}
 
 # Which alerts a state begins, and which states do not end them.
 BEGUN_BY = {State.OPEN: "open", State.FORCED_OPEN: "forced_open",
@@ -44,27 +28,6 @@ GOES_ON_IN = {
     "forced_closed": {State.FORCED_CLOSED},
     "stuck_half_open": {State.HALF_OPEN},
 }
-
-TITLES = {
-    "open": "circuit $circuit is open",
-    "half_open": "circuit $circuit is half open",
-    "forced_open": "circuit $circuit is forced open",
-    "forced_closed": "circuit $circuit is forced closed, without protection",
-    "stuck_half_open": "circuit $circuit does not get out of half_open",
-    "fallback_share": "circuit $circuit: $value of the requests are answered by fallbacks",
-    "policy_mismatch": "circuit $circuit: processes go by different policies",
-    "store_lost": "host $host: the circuit breakers' Redis is lost",
-}
-OVER_TITLES = {
-    "open": "circuit $circuit is closed again",
-    "forced_open": "circuit $circuit is no longer forced open",
-    "forced_closed": "circuit $circuit is no longer forced closed",
-    "stuck_half_open": "circuit $circuit has left half_open",
-    "fallback_share": "circuit $circuit: few requests are answered by fallbacks again",
-    "policy_mismatch": "circuit $circuit: all processes go by the fleet's policy again",
-    "store_lost": "host $host: the circuit breakers' Redis is back",
-}
-TEXT = "$summary [$environment, $namespace, $at]"
 
 
 class Incident(NamedTuple):
@@ -78,7 +41,7 @@ class Event(NamedTuple):
     """Something that is to be told once.
 
     Attributes:
-        kind: see ``sections.Kind``.
+        kind: see ``alert_keys.Kind``.
         circuit: its name; empty for ``store_lost``.
         number: the circuit's generation, or the minute for what has none.
         over: whether it has ended.
@@ -337,178 +300,3 @@ def _gone(snapshots: Mapping[str, Snapshot], incidents: Incidents, now: float) -
         kind, _, name = key.partition(" ")
         if name not in snapshots and kind in (*GOES_ON_IN, "fallback_share"):
             yield _ended(Event(kind, name, known.number, False, now), incidents)
-
-
-# ---------------------------------------------------------------------------- what an alert says
-
-
-class Setting(NamedTuple):
-    """Where the circuits are, and who tells it."""
-
-    namespace: str
-    environment: str
-    host: str
-
-
-def document(event: Event, rule_name: str, rule: Rule, setting: Setting) -> dict[str, Any]:
-    """An alert, as it is posted; its ``id`` and ``sent_at`` come with the delivery."""
-    about = {key: value for key, value in event.about.items() if value not in ("", None)}
-    began = event.incident or Incident(event.number, event.at)
-    found: dict[str, Any] = {
-        "kind": event.kind,
-        "event": "resolved" if event.over else "firing",
-        "severity": SEVERITY[event.kind],
-        "circuit": event.circuit,
-        "service": service_of(event.circuit),
-        **setting._asdict(),
-        "state": "",
-        "incident": f"{setting.namespace}/{event.kind}/{event.circuit or setting.host}/"
-        f"{began.number}",
-        "number": event.number,
-        "at": iso(event.at),
-        "began_at": iso(began.at),
-        "duration": round(max(0.0, event.at - began.at), 3) if event.over else None,
-        "rule": rule_name,
-        **about,
-    }
-    found["summary"] = _summary(event, found)
-    fields = {name: _text(found.get(name)) for name in FIELDS}
-    titles = OVER_TITLES if event.over else TITLES
-    for part, own, usual in (("title", rule.title, titles[event.kind]), ("text", rule.text, TEXT)):
-        found[part] = Template(own or usual).safe_substitute(fields)[:MOST_TEXT]
-    return found
-
-
-def trial(setting: Setting, now: float) -> dict[str, Any]:
-    """An alert that only shows that alerts arrive."""
-    return {
-        **_about_nothing("test", "info", setting, now),
-        "title": "this is a test of the circuit breakers' alerts",
-        "text": f"Nothing is wrong [{setting.environment}, {setting.namespace}, {iso(now)}]",
-    }
-
-
-def _about_nothing(kind: str, severity: str, setting: Setting, now: float) -> dict[str, Any]:
-    """The fields of an alert that is not about one event."""
-    return {
-        **dict.fromkeys(("circuit", "service", "state", "incident", "summary", "rule"), ""),
-        "kind": kind,
-        "event": "firing",
-        "severity": severity,
-        **setting._asdict(),
-        "number": 0,
-        "at": iso(now),
-        "began_at": iso(now),
-        "duration": None,
-    }
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _summary(event: Event, found: Mapping[str, Any]) -> str:
-    """One or two sentences with what is known beside the title."""
-    if event.over:
-        return f"It lasted {found['duration']:.0f} s."
-    said = []
-    if event.kind == "store_lost":
-        said.append("Each process decides alone until it is back; calls go on.")
-    if found.get("cause"):
-        evidence = found.get("evidence")
-        counted = (
-            f": {evidence['failures']} of {evidence['calls']} calls failed, {evidence['run']} "
-            f"bad ones in a row, {evidence['reporters']} processes"
-            if evidence and event.kind == "open" else ""
-        )  # fmt: skip
-        said.append(f"Cause {found['cause']}{counted}.")
-    for name, words in (
-        ("error", "Last error: {}."),
-        ("actor", "By {}."),
-        ("reason", "Reason: {}."),
-        ("processes", "Not of the fleet's policy: {}."),
-    ):
-        if found.get(name):
-            value = found[name]
-            said.append(words.format(", ".join(value) if isinstance(value, list) else value))
-    if event.kind == "stuck_half_open":
-        said.append(f"Half open for {found['value']}, {found['probes']} probes are out.")
-    return " ".join(said)
-
-
-# ---------------------------------------------------------------------------- how many go out
-
-
-def wanted(rule: Rule, event: Event) -> bool:
-    """Whether a rule tells an event."""
-    if event.kind not in rule.on or (event.over and not rule.recovery):
-        return False
-    return not event.circuit or any(fnmatchcase(event.circuit, p) for p in rule.circuits)
-
-
-@dataclass
-class _Flow:
-    """What went to one channel by one rule of late, and what was held back."""
-
-    sent: deque[float] = field(default_factory=deque)
-    held: Counter[str] = field(default_factory=Counter)
-    titles: list[str] = field(default_factory=list)
-    since: str = ""
-
-    def free(self, rule: Rule, now: float) -> bool:
-        while self.sent and now - self.sent[0] >= rule.per:
-            self.sent.popleft()
-        return len(self.sent) < rule.limit
-
-    def hold(self, alert: Mapping[str, Any]) -> None:
-        if not self.held:
-            self.since = alert["at"]
-        self.held[f"{alert['kind']} {alert['event']}"] += 1
-        if len(self.titles) < MOST_NAMED:
-            self.titles.append(alert["title"])
-
-
-class Limiter:
-    """Lets ``limit`` alerts of a rule through to a channel in ``per`` seconds; the rest is held
-    back, and comes as one digest once there is room again."""
-
-    def __init__(self) -> None:
-        self._flows: dict[tuple[str, str], _Flow] = {}
-
-    def passes(self, channel: str, rule: Rule, alert: Mapping[str, Any], now: float) -> bool:
-        """Whether an alert may go out now; if not, the digest will tell of it."""
-        flow = self._flows.setdefault((alert["rule"], channel), _Flow())
-        if flow.held or not flow.free(rule, now):
-            flow.hold(alert)
-            return False
-        flow.sent.append(now)
-        return True
-
-    def digests(
-        self, rules: Mapping[str, Rule], setting: Setting, now: float, *, all_of_them: bool = False
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Channels and their digests that may go out now, or ``all_of_them``."""
-        for (name, channel), flow in self._flows.items():
-            rule = rules.get(name, Rule())
-            if flow.held and (all_of_them or flow.free(rule, now)):
-                yield channel, _digest(name, flow, setting, now)
-                flow.held, flow.titles = Counter(), []
-                flow.sent.append(now)
-
-
-def _digest(rule: str, flow: _Flow, setting: Setting, now: float) -> dict[str, Any]:
-    count = flow.held.total()
-    kinds = ", ".join(f"{n} {what}" for what, n in flow.held.most_common())
-    more = count - len(flow.titles)
-    named = "; ".join(flow.titles) + (f"; and {more} more" if more else "")
-    return {
-        **_about_nothing("digest", "warning", setting, now),
-        "began_at": flow.since,
-        "rule": rule,
-        "count": count,
-        "counts": dict(flow.held),
-        "title": f"{count} more alerts by the rule {rule}",
-        "text": f"Held back so as not to flood you ({kinds}): {named}"[:MOST_TEXT],
-    }

@@ -1,8 +1,8 @@
 """Alerts: telling people, once for the whole fleet, when something is wrong and when it is over.
 
 One process of the fleet evaluates at a time.  What is worth an alert stands in ``alert_rules.py``,
-how the fleet agrees in ``alert_book.py``, the way to people in ``alert_delivery.py`` and
-``alert_channels.py``.
+what it says in ``alert_texts.py``, how many go out in ``alert_limits.py``, how the fleet agrees in
+``alert_book.py``, the way to people in ``alert_delivery.py`` and ``alert_channels.py``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from typing import Any
 from ..alert_keys import Alerts as Settings
 from ..breaker import host_name
 from ..errors import StoreError, StoreUnavailable
-from .alert_book import Book, OwnBook, Store, labels
+from .alert_book import Book, OwnBook
 from .alert_delivery import Delivery
-from .alert_rules import Event, Incident, Limiter, Setting, Watcher, document, wanted
+from .alert_limits import Limiter, wanted
+from .alert_rules import Event, Incident, Watcher
+from .alert_texts import Setting, document
 from .host_mark import HostMark
+from .presence import Store, mismatched
 from .ticking import Ticker
 
 CANDIDATE = 5.0  # s between a process's looks whether it should be the one that evaluates
@@ -128,9 +131,9 @@ class Alerts:
         now = time.time()
         snapshots = self._store.snapshot()
         histories = self._book.histories(watcher.changed(snapshots, now))
-        mismatched = None if self._processes is None else labels(self._processes())
+        others = None if self._processes is None else mismatched(self._processes())
         events = watcher.events(
-            snapshots, histories, self._book.incidents(), mismatched, self._settings, now
+            snapshots, histories, self._book.incidents(), others, self._settings, now
         )
         # All of them first: a circuit of which something could not be told is looked at again.
         for event in list(events):

@@ -16,18 +16,18 @@ import random
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..breaker import host_name
 from ..errors import StoreError, StoreUnavailable
 from ..nodes import Command
 from ..services import Services
-from .alert_book import Store
+from ..snapshot import Snapshot
 from .report import iso, service_of
 
 EVERY = 10.0  # s between two documents of one process
@@ -36,8 +36,21 @@ FORGOTTEN = 120.0  # s after which ids of processes that are gone leave the set
 TIDY = 6  # documents from one removal of those to the next
 MOST = 1_000  # processes that are read
 NAMED = 20  # circuits of each sort that a document names
+NEEDED = {"id", "host", "pid", "policy_mismatch"}  # without these a document is none
 
 log = logging.getLogger("distributed_breaker")
+
+
+class Store(Protocol):
+    """What is asked: a registry, or a ``Fleet``.  Both methods raise StoreUnavailable."""
+
+    namespace: str
+
+    def examine(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to plain commands; a StoreError stands for one that was refused."""
+
+    def snapshot(self) -> dict[str, Snapshot]:
+        """The fleet's view of every circuit."""
 
 
 @cache
@@ -179,4 +192,10 @@ def _read(text: object) -> dict[str, Any] | None:
     return None
 
 
-NEEDED = {"id", "host", "pid", "policy_mismatch"}
+def mismatched(processes: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """By circuit, the processes that were given another policy than the fleet's."""
+    found: dict[str, list[str]] = {}
+    for process in processes:
+        for circuit in process["policy_mismatch"]:
+            found.setdefault(circuit, []).append(f"{process['host']}:{process['pid']}")
+    return found

@@ -283,7 +283,7 @@ def test_rules_choose(
     fail(registry.breaker("pay.http", SLOW))
     registry.breaker("pay.http").reset()
     registry.breaker("api.http").force_open()
-    wait_until(lambda: receiver.of("forced_open"))
+    wait_until(lambda: receiver.of("forced_open") and receiver.of("open"))
     told = sorted((got["circuit"], got["kind"], got["rule"]) for got in receiver.got)
     assert told == [("api.http", "forced_open", "forced"), ("pay.http", "open", "pay")]
 

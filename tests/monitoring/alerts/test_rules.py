@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from distributed_breaker.alert_keys import Alerts, Rule
-from distributed_breaker.monitoring.alert_rules import (
-    Event,
-    Incident,
-    Incidents,
-    Limiter,
-    Setting,
-    Watcher,
-    document,
-)
+from distributed_breaker.monitoring.alert_limits import Limiter
+from distributed_breaker.monitoring.alert_rules import Event, Incident, Incidents, Watcher
+from distributed_breaker.monitoring.alert_texts import Setting, document
 from distributed_breaker.policy import State
 from distributed_breaker.snapshot import NO_CALLS, Change, Snapshot
 
