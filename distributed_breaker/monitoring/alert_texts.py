@@ -79,7 +79,8 @@ def document(event: Event, rule_name: str, rule: Rule, setting: Setting) -> dict
     fields = {name: _text(found.get(name)) for name in FIELDS}
     titles = OVER_TITLES if event.over else TITLES
     for part, own, usual in (("title", rule.title, titles[event.kind]), ("text", rule.text, TEXT)):
-        found[part] = Template(own or usual).safe_substitute(fields)[:MOST_TEXT]
+        text = Template(own or usual).safe_substitute(fields)[:MOST_TEXT]
+        found[part] = text.encode(errors="replace").decode()
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from ..alert_keys import Alerts as Settings
 from ..breaker import host_name
 from ..errors import StoreError, StoreUnavailable
+from ..registry import CircuitBreakerRegistry
 from .alert_book import Book, OwnBook
 from .alert_delivery import Delivery
 from .alert_limits import Limiter, wanted
@@ -27,6 +28,8 @@ from .presence import Store, mismatched
 from .ticking import Ticker
 
 CANDIDATE = 5.0  # s between a process's looks whether it should be the one that evaluates
+LONGEST_LOOK = 10.0  # s that a look may take; there may be ten thousand circuits
+RESTS = 4  # times as long as a look has taken, in which there is none, however much happens
 WHILE_LOST = 1.0  # s between its looks whether the store is back
 
 log = logging.getLogger("distributed_breaker")
@@ -69,9 +72,10 @@ class Alerts:
         self._book = self._make_book(self._store)
         self._watcher: Watcher | None = None  # while this process is the one that evaluates
         self._limiter = Limiter()
+        self._rests_until = 0.0
         self._lost_since: float | None = None
         self._lost: Event | None = None  # what this process has told of the store
-        self._refused = ""
+        self._problem = ""
 
     def start(self) -> None:
         """Begin, in threads of its own."""
@@ -104,32 +108,45 @@ class Alerts:
     # ------------------------------------------------------------------ one look
 
     def _tick(self) -> float:
+        rest = self._rests_until - time.monotonic()
+        if rest > 0:
+            return rest
         try:
-            if self._book.lead():
-                self._watcher = self._watcher or Watcher()
-                self._look(self._watcher)
-            else:
-                self._watcher = None
-            self._store_is_there()
-        except StoreUnavailable:
-            self._store_is_away()
-        except StoreError as error:
-            self._watcher = None
-            if str(error) != self._refused:
-                self._refused = str(error)
-                log.error(
-                    "alerts: the store refuses what they need, see docs/alerts.md for the rights: "
-                    "%s", error,
-                )  # fmt: skip
+            self._round()
+            self._problem = ""
+        except (StoreUnavailable, StoreError) as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.error("alerts: %s; for the rights that they need see docs/alerts.md", error)
         self._send_digests()
         if self._lost_since is not None:
             return WHILE_LOST
         every = self._settings.evaluate_every
         return every if self._watcher is not None else CANDIDATE * random.uniform(0.8, 1.2)
 
+    def _round(self) -> None:
+        """Look, if looking is up to this process."""
+        try:
+            leads = self._book.lead()
+        except StoreUnavailable:
+            self._store_is_away()
+            return
+        self._store_is_there()
+        self._watcher = (self._watcher or Watcher()) if leads else None
+        if self._watcher is None:
+            return
+        begin = time.monotonic()
+        try:
+            self._look(self._watcher)
+        finally:
+            self._rests_until = time.monotonic() + RESTS * (time.monotonic() - begin)
+
     def _look(self, watcher: Watcher) -> None:
-        now = time.time()
-        snapshots = self._store.snapshot()
+        now, store = time.time(), self._store
+        if isinstance(store, CircuitBreakerRegistry):
+            snapshots = store.snapshot(LONGEST_LOOK)
+        else:
+            snapshots = store.snapshot()
         histories = self._book.histories(watcher.changed(snapshots, now))
         others = None if self._processes is None else mismatched(self._processes())
         events = watcher.events(

@@ -74,7 +74,7 @@ def test_without_them(
     assert [p["id"] for p in processes(services.registry, presence)] == [presence.document()["id"]]
     alerts = Alerts(services.registry, settings(tmp_path, receiver.url))
     alerts.start()
-    wait_until(lambda: "alerts: the store refuses what they need" in caplog.text)
+    wait_until(lambda: "for the rights that they need see docs/alerts.md" in caplog.text)
     breaker = services.registry.breaker("api.http", BRITTLE)
     fail(breaker)
     services.registry.flush()

@@ -119,7 +119,7 @@ def test_alerts_test(
             "chat": {"type": "slack", "url": "${HOOK}"},
             "unset": {"type": "webhook", "url": "${UNSET_VARIABLE}"},
             "away": {"type": "webhook", "url": f"http://127.0.0.1:1/{SECRET}"},
-            "slow": {"type": "command", "command": ["sleep", "30"], "timeout": 0.2},
+            "slow": {"type": "command", "command": ["sh", "-c", "sleep 600; :"], "timeout": 0.2},
             "false": {"type": "command", "command": ["false"]},
             "none": {"type": "command", "command": [str(tmp_path / "none")]},
             "run": {"type": "command", "command": ["sh", "-c", f"cat > {tmp_path}/told"]},
