@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .address import redacted
 from .breaker import bounded_json, host_name
@@ -88,13 +88,7 @@ class Fleet:
 
     def histories(self, circuits: Sequence[str], count: int = 50) -> dict[str, list[Change]]:
         """The same of several circuits at once; of one whose log can't be read there is nothing."""
-        keys = [key_of(self.namespace, check_circuit(name)) + ":log" for name in circuits]
-        asked = [Command(key, ("XREVRANGE", key, "+", "-", "COUNT", count)) for key in keys]
-        answers = self.examine(asked) if asked else []
-        return {
-            name: [] if isinstance(answer, StoreError) else [change_of(dict(e)) for _, e in answer]
-            for name, answer in zip(circuits, answers, strict=True)
-        }
+        return histories(self, [check_circuit(name) for name in circuits], count)
 
     def reset(
         self, circuits: Mapping[str, Policy | None], *, actor: str = "", reason: str = ""
@@ -263,6 +257,26 @@ class Fleet:
 
     def _nonce(self) -> str:
         return f"{self._random.getrandbits(32):08x}"
+
+
+class _Examined(Protocol):
+    namespace: str
+
+    def examine(self, commands: Sequence[Command]) -> list[Any]: ...
+
+
+def histories(
+    store: _Examined, circuits: Sequence[str], count: int = 50
+) -> dict[str, list[Change]]:
+    """The last transitions of circuits, newest first, out of a fleet's or registry's store; of one
+    whose log can't be read there is nothing."""
+    keys = [key_of(store.namespace, name) + ":log" for name in circuits]
+    asked = [Command(key, ("XREVRANGE", key, "+", "-", "COUNT", count)) for key in keys]
+    answers = store.examine(asked) if asked else []
+    return {
+        name: [] if isinstance(answer, StoreError) else [change_of(dict(e)) for _, e in answer]
+        for name, answer in zip(circuits, answers, strict=True)
+    }
 
 
 def _unless_unsent(error: StoreDown) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..monitoring.alerts import Alerts
 from ..monitoring.endpoints import PREFIX, Endpoints
+from ..monitoring.presence import processes
 from ..monitoring.server import HEALTH, METRICS, Server
 from ..monitoring.source import Outside
 from .options import Json
@@ -43,6 +45,7 @@ def serve(
         for own, only in _ports(where, ports_of_file):
             made.append(_listen(endpoints, host, own, prefix="", only=only))
             stack.callback(made[-1].close)
+        _alert(where, stack)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda *_: stop.set())
@@ -56,6 +59,22 @@ def serve(
             typer.echo(f"Serving {where.title} at {', '.join(urls)}; Ctrl-C ends")
         stop.wait()
     return HEALTHY
+
+
+def _alert(where: Place, stack: ExitStack) -> None:
+    """Be one of the processes that may send the fleet's alerts, if the configuration wants any."""
+    settings = where.loaded.configuration.settings if where.loaded else None
+    if settings is None or not (settings.enabled and settings.alerts.channels):
+        return
+    fleet = stack.enter_context(where.fleet())
+    alerts = Alerts(
+        fleet,
+        settings.alerts,
+        environment=settings.environment,
+        processes=lambda: processes(fleet),
+    )
+    stack.callback(alerts.close)
+    alerts.start()
 
 
 def _endpoints(where: Place) -> Endpoints:

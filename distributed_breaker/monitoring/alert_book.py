@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..errors import StoreError
+from ..fleet import histories
 from ..nodes import Command
-from ..snapshot import Change, change_of
-from ..store import key_of
+from ..snapshot import Change
 from .alert_rules import Event, Incident, Incidents
 from .presence import Store
 
@@ -90,14 +90,7 @@ class Book:
 
     def histories(self, circuits: Sequence[str]) -> dict[str, list[Change]]:
         """The last transitions of circuits, newest first; none where they can't be read."""
-        keys = [key_of(self._store.namespace, name) + ":log" for name in circuits]
-        answers = self._store.examine(
-            [Command(key, ("XREVRANGE", key, "+", "-", "COUNT", HISTORY)) for key in keys]
-        ) if keys else []  # fmt: skip
-        return {
-            name: [] if isinstance(answer, StoreError) else [change_of(dict(e)) for _, e in answer]
-            for name, answer in zip(circuits, answers, strict=True)
-        }
+        return histories(self._store, circuits, HISTORY)
 
     def _key(self, event: Event) -> str:
         over = "over" if event.over else "begun"

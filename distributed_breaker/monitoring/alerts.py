@@ -196,13 +196,14 @@ class Alerts:
         elif self._lost is not None:
             self._mark.keep()
         if self._lost is None and now - self._lost_since >= self._settings.store_lost_after:
-            about = {"state": "unreachable"}
-            self._lost = Event("store_lost", "", int(self._lost_since), False, now, about)
-            if self._mark.take():
+            began = int(self._lost_since)
+            self._lost = Event("store_lost", "", began, False, now, {"state": "unreachable"})
+            if self._mark.take(began):
                 self._tell(self._lost)
 
     def _store_is_there(self) -> None:
         lost, self._lost, self._lost_since = self._lost, None, None
-        if lost is not None and self._mark.give_back():
-            began = Incident(lost.number, float(lost.number))
-            self._tell(lost._replace(over=True, at=time.time(), incident=began))
+        began = None if lost is None else self._mark.give_back(lost.number)
+        if lost is not None and began is not None:
+            incident = Incident(began, float(began))
+            self._tell(lost._replace(over=True, at=time.time(), incident=incident))

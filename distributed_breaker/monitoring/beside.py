@@ -84,6 +84,11 @@ class Beside:
         self._ticker.forked()
 
 
+def presence_of(services: Services) -> Presence | None:
+    """The document of a process, if it keeps one."""
+    return next((one.presence for one in services.beside if isinstance(one, Beside)), None)
+
+
 def fleet_processes(services: Services | None = None) -> list[dict[str, Any]]:
     """What the processes of the fleet say of themselves, for people; see ``presence.processes``.
 
@@ -91,8 +96,7 @@ def fleet_processes(services: Services | None = None) -> list[dict[str, Any]]:
         services: of this process; None: those that the getters use.
     """
     services = services or current()
-    own = [beside.presence for beside in services.beside if isinstance(beside, Beside)]
-    return processes(services.registry, own[0] if own else None)
+    return processes(services.registry, presence_of(services))
 
 
 companions.append(Beside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
 
@@ -24,8 +25,8 @@ class HostMark:
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / f"{name}.store-lost"
 
-    def take(self) -> bool:
-        """Make it; False if another process has."""
+    def take(self, since: int) -> bool:
+        """Make it, and note since when (s) it lasts; False if another process has made it."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if time.time() - self._path.stat().st_mtime > STALE:
@@ -34,8 +35,11 @@ class HostMark:
             pass
         except OSError:
             return True
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+            handle = os.open(self._path, flags, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(str(since))
         except FileExistsError:
             return False
         except OSError:
@@ -47,12 +51,14 @@ class HostMark:
         with contextlib.suppress(OSError):
             os.utime(self._path)
 
-    def give_back(self) -> bool:
-        """Take it away; False if another process has."""
+    def give_back(self, since: int) -> int | None:
+        """Take it away, and say since when it has lasted (if that can't be read: ``since``); None
+        if another process has taken it away."""
         try:
+            noted = self._path.read_text()
             self._path.unlink()
         except FileNotFoundError:
-            return False
+            return None
         except OSError:
-            pass
-        return True
+            return since
+        return int(noted) if re.fullmatch(r"[0-9]{1,12}", noted) else since

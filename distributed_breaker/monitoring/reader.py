@@ -7,7 +7,6 @@ lost store is waited for once: whoever comes then gets what is known, and what i
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 import time
@@ -21,6 +20,7 @@ from ..snapshot import Change
 from ..workers import start_thread
 from . import report
 from .live import SHOWN, Live, Watcher
+from .presence import processes
 from .source import Source
 from .view import View
 
@@ -126,15 +126,13 @@ class Reader:
         return [{key: entry[key] for key in entry if key != "circuit"} for entry in found]
 
     def processes(self) -> list[dict[str, Any]]:
-        """What the processes of the fleet say of themselves; empty where that can't be known."""
+        """What the processes of the fleet say of themselves; only this one while the store can't be
+        asked."""
         view, fleet = self.view(), self.source.fleet()
         if view.lost or not isinstance(fleet, Fleet):
-            return []
-        try:
-            presence: Any = importlib.import_module(f"{__package__}.presence")
-        except ModuleNotFoundError:
-            return []
-        return self.once(view, "processes", lambda: list(presence.processes(fleet)))
+            own = self.source.presence()
+            return [] if own is None else [own.document()]
+        return self.once(view, "processes", lambda: processes(fleet))
 
     def watch(self, *, short: bool = False) -> Watcher:
         """Somebody opens a dashboard: all that is there, and unless ``short`` then what changes."""

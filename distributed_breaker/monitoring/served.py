@@ -9,7 +9,6 @@ from typing import Any
 from ..errors import StoreUnavailable
 from ..services import Services, current
 from ..snapshot import Snapshot
-from . import beside  # noqa: F401 - a process that can be looked at is listed, and alerts
 from .report import Status, health, metrics, worst
 from .source import configuration_of, problems_of, setting_of
 

@@ -18,6 +18,8 @@ from ..process import OwnLock
 from ..registry import CircuitBreakerRegistry
 from ..services import Services, current
 from ..snapshot import Change, Snapshot
+from .beside import presence_of
+from .presence import Presence
 from .report import Configured, Setting, Status
 
 ACTIONS = ("reset", "force-open", "force-closed", "release")
@@ -89,6 +91,9 @@ class Source(Protocol):
 
     def process(self, own: Mapping[str, Snapshot]) -> dict[str, Any]:
         """What is only of this process, and so differs between those that answer."""
+
+    def presence(self) -> Presence | None:
+        """The document that this process keeps for the fleet, if it is of the fleet."""
 
     def problems(self) -> dict[str, dict[str, Any]]:
         """What is wrong with the clients of this process."""
@@ -166,6 +171,9 @@ class Inside:
             "policy_mismatch": [name for name, s in own.items() if s.policy_mismatch],
         }
 
+    def presence(self) -> Presence | None:
+        return presence_of(self.services)
+
     def problems(self) -> dict[str, dict[str, Any]]:
         return {client.name: problems_of(client) for client in self.services.clients()}
 
@@ -238,6 +246,9 @@ class Outside:
 
     def process(self, own: Mapping[str, Snapshot]) -> dict[str, Any]:
         return _identity()
+
+    def presence(self) -> Presence | None:
+        return None
 
     def problems(self) -> dict[str, dict[str, Any]]:
         return {}

@@ -100,8 +100,8 @@ def test_what_was_told_is_known_to_the_next_process(
     wait_until(lambda: raw.exists(f"{prefix}:evaluator"))
     breaker.reset()
     wait_until(lambda: receiver.of("open", "resolved"))
+    wait_until(lambda: raw.hgetall(f"{prefix}:incidents") == {})
     assert len(receiver.got) == 2
-    assert raw.hgetall(f"{prefix}:incidents") == {}
 
 
 def test_overrides(

@@ -53,27 +53,29 @@ def test_two_processes_of_one_host(
 
 def test_a_mark_is_taken_and_given_back_once(tmp_path: Path) -> None:
     one, other = HostMark(tmp_path / "new", "shop"), HostMark(tmp_path / "new", "shop")
-    assert [one.take(), other.take(), one.take()] == [True, False, False]
-    assert [other.give_back(), one.give_back()] == [True, False]
-    assert other.take()
+    assert [one.take(7), other.take(8), one.take(9)] == [True, False, False]
+    assert [other.give_back(8), one.give_back(7)] == [7, None]
+    assert other.take(9)
 
 
 def test_a_mark_that_nobody_keeps_counts_for_nothing(tmp_path: Path) -> None:
-    mark = HostMark(tmp_path, "shop")
-    assert mark.take()
-    (file,) = tmp_path.iterdir()
+    mark = HostMark(tmp_path / "new", "shop")
+    assert mark.take(1)
+    (file,) = (tmp_path / "new").iterdir()
     long_ago = time.time() - STALE - 1
     os.utime(file, (long_ago, long_ago))
     mark.keep()
-    assert not HostMark(tmp_path, "shop").take()
+    assert not HostMark(tmp_path / "new", "shop").take(2)
     os.utime(file, (long_ago, long_ago))
-    assert HostMark(tmp_path, "shop").take()
+    assert HostMark(tmp_path / "new", "shop").take(3)
+    file.write_text("x")
+    assert mark.give_back(4) == 4
 
 
 def test_without_a_folder_each_process_tells_for_itself(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     mark = HostMark(tmp_path / "file" / "folder", "shop")
-    assert mark.take()
-    assert mark.take()
+    assert mark.take(1)
+    assert mark.take(2)
     mark.keep()
-    assert mark.give_back()
+    assert mark.give_back(3) == 3
