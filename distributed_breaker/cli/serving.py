@@ -45,7 +45,7 @@ def serve(
         for own, only in _ports(where, ports_of_file):
             made.append(_listen(endpoints, host, own, prefix="", only=only))
             stack.callback(made[-1].close)
-        _alert(where, stack)
+        alert(where, stack)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda *_: stop.set())
@@ -61,7 +61,7 @@ def serve(
     return HEALTHY
 
 
-def _alert(where: Place, stack: ExitStack) -> None:
+def alert(where: Place, stack: ExitStack) -> None:
     """Be one of the processes that may send the fleet's alerts, if the configuration wants any."""
     settings = where.loaded.configuration.settings if where.loaded else None
     if settings is None or not (settings.enabled and settings.alerts.channels):

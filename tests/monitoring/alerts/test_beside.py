@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 import redis
 
 from distributed_breaker import services as all_services
+from distributed_breaker.cli.place import find
+from distributed_breaker.cli.serving import alert
 from distributed_breaker.fleet import Fleet
 from distributed_breaker.monitoring.beside import Beside, fleet_processes
 from distributed_breaker.monitoring.presence import Presence, processes
@@ -143,6 +146,24 @@ def test_alerts_come_and_go_with_the_file(
     breaker.reset()
     shut_down()
     assert receiver.of("open", "resolved") == []
+
+
+def test_the_server_of_its_own_sends_alerts(
+    configure: Configure, receiver: Receiver, tmp_path: Path
+) -> None:
+    """``breakers serve``, for a fleet whose processes have none configured."""
+    alerts = {
+        "channels": {"hook": {"type": "webhook", "url": receiver.url}},
+        "outbox_path": str(tmp_path / "outbox.db"),
+        "evaluate_every": 0.1,
+    }
+    services = Services(configure(), environ={})
+    file = configure("serve.json", alerts=alerts)
+    with ExitStack() as stack:
+        stack.callback(services.close)
+        alert(find(None, None, file, None), stack)
+        fail(services.client("http", "api").breaker)
+        wait_until(lambda: receiver.of("open"))
 
 
 def test_where_monitoring_is_off_nobody_is_listed(configure: Configure) -> None:
