@@ -27,11 +27,12 @@ from opentelemetry.metrics import (
 
 from ..breaker import CircuitBreaker
 from ..errors import CircuitBreakerOpenException
-from ..linked import Refusal, Transition
+from ..linked import Refusal
 from ..process import follow_process
 from ..registry import CircuitBreakerRegistry
 from ..services import current
 from ..snapshot import Snapshot
+from ..transitions import Transition
 
 NAME = "circuit_breaker.name"
 STATE = "circuit_breaker.state"
