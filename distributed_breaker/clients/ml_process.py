@@ -31,9 +31,10 @@ class ProcessEngine:
         model: what to load.
         shared: use one worker for all processes of this user's on the host that name the same
             model; otherwise this process has its own.
-        most_bytes: of memory that a worker may have for itself (resident, and not shared with
-            others); one that grows beyond that is replaced between two calls, once the next one
-            is ready.  A model that needs more from the start is let be.
+        most_bytes: of memory that the model may take in its process beside what PyTorch takes
+            (resident, and not shared with others); a worker that grows beyond that is replaced
+            between two calls, once the next one is ready.  A model that needs more from the start
+            is let be.
         spare: keep a second worker ready, which takes over at once when one is killed; it takes
             as much memory again.  A shared worker has none.
         sample: gives the input with which each new worker is warmed, or None; one that fails with

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .ml_channel import Broken, Channel, Gone, Late
-from .ml_files import brief
+from .ml_files import brief, need_torch
 from .ml_host import Door
 from .ml_models import Loaded, ModelProblem, load_model
 from .ml_modules import out_of_memory
@@ -79,7 +79,7 @@ class Worker:
         self._loaded: Loaded | None = None
         self._model: Any = None  # what the first client has asked for
         self._most: int | None = None
-        self._at_first = 0
+        self._before, self._at_first = 0, 0
         self._left_at = time.monotonic()
         self._parent = os.getppid()
 
@@ -143,8 +143,12 @@ class Worker:
         """Load the model, if this is the first who asks for it, and tell about it."""
         if self._loaded is None:
             with _ends_after(LOADING):
+                # What PyTorch takes by itself is no memory of the model's.
+                need_torch(str(model.get("path")))
+                self._before = own_memory()
                 self._loaded = _load(model)
-            self._model, self._most, self._at_first = model, most_bytes, own_memory()
+            self._model, self._most = model, most_bytes
+            self._at_first = own_memory() - self._before
         elif model != self._model:
             raise Broken("this worker is another model's")
         about = {name: getattr(self._loaded, name) for name in ABOUT}
@@ -186,7 +190,8 @@ class Worker:
 
     def _answer(self, number: int) -> dict[str, Any]:
         """What each answer says.  A worker that has taken too much memory asks to be replaced."""
-        retires = self._most is not None and self._at_first <= self._most < own_memory()
+        taken = own_memory() - self._before if self._most is not None else 0
+        retires = self._most is not None and self._at_first <= self._most < taken
         if retires and self._door is not None:
             self._door.close()
         return {"call": number, "retires": retires}

@@ -100,7 +100,7 @@ def begin() -> Iterator[Callable[[str, str], App]]:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[ProcessEngine]]]:
     folder = tmp_path_factory.mktemp("pair")
     model = spec(save(folder / "net.pt", 1.0))
-    engines = [ProcessEngine(model, shared=True, most_bytes=600 * MIB) for _ in range(2)]
+    engines = [ProcessEngine(model, shared=True, most_bytes=100 * MIB) for _ in range(2)]
     yield folder, engines
     for each in engines:
         each.close()
@@ -168,7 +168,7 @@ def test_who_only_waited_in_a_worker_that_ended_asks_the_next_one(
 
 def test_a_shared_worker_that_leaks_is_replaced_for_all(two: list[ProcessEngine]) -> None:
     pid = running(two[0])
-    two[0].run({"do": "leak", "with": [600 * MIB]}, LONG)
+    two[0].run({"do": "leak", "with": [160 * MIB]}, LONG)
     for each in two:
         soon(lambda each=each: each.run({"do": "pid"}, LONG) != pid)
     assert running(two[0]) == running(two[1])
