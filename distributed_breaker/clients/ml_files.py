@@ -52,6 +52,10 @@ class ModelProblem(Exception):
         return f"{self.where} {self.why}: {self.remedy}"
 
 
+class InferenceTimeout(TimeoutError):
+    """The model has not answered in time."""
+
+
 def need_torch(where: str) -> Any:
     """PyTorch, which is imported only when it is wanted.
 

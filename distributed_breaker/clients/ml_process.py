@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from ..fallback.forks import follow_forks
 from ..process import OwnLock, before_uwsgi_forks, follow_process
 from .ml_crew import Crew
-from .ml_models import ModelProblem
-from .ml_remote import InferenceTimeout, Left, ModelSpec, RemoteError, Worker, WorkerDied
+from .ml_files import InferenceTimeout, ModelProblem
+from .ml_remote import Left, ModelSpec, RemoteError, Worker, WorkerDied
 
 __all__ = ["InferenceTimeout", "ModelSpec", "ProcessEngine", "RemoteError", "WorkerDied"]
 

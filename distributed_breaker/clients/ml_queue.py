@@ -21,8 +21,8 @@ from ..errors import CircuitBreakerOpenException
 from ..process import OwnLock
 from ..workers import start_thread
 from .ml_batches import Joins
+from .ml_files import InferenceTimeout
 from .ml_modules import out_of_memory
-from .ml_remote import InferenceTimeout
 
 MOST_STUCK = 4  # threads that are left behind in a model, before no further one is risked
 LOOK_AGAIN = 0.05  # s between two looks at why calls are put off

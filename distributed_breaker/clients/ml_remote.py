@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .ml_channel import Broken, Channel, Gone, Late
+from .ml_files import InferenceTimeout, ModelProblem
 from .ml_host import connect, start_worker
-from .ml_models import ModelProblem
 
 SENDING = 5.0  # s for a first frame to be taken
 LOADING = 660.0  # s until a worker has loaded its model; it ends itself a minute before
@@ -39,10 +39,6 @@ class ModelSpec:
     factory: str | None = None
     safe_globals: tuple[str, ...] = ()
     most_bytes: int | None = None
-
-
-class InferenceTimeout(TimeoutError):
-    """The model has not answered in time."""
 
 
 class WorkerDied(Exception):

@@ -11,9 +11,9 @@ from ..permit import Permit
 from ..policy import check_number
 from ..sections import Ml
 from .client import Client
+from .ml_files import InferenceTimeout
 from .ml_lane import Lane
 from .ml_queue import ModelOverloaded, Request
-from .ml_remote import InferenceTimeout
 from .ml_stored import Kept, Predictions
 from .ml_values import (
     Back,
