@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from distributed_breaker import Policy
+from distributed_breaker.alert_keys import Alerts, Channel, Rule
 from distributed_breaker.config import ConfigurationError, load, schema, shown
-from distributed_breaker.sections import KINDS, SECTIONS, Alerts, Service, Settings
+from distributed_breaker.sections import KINDS, SECTIONS, Service, Settings
 from scripts import keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -386,5 +387,5 @@ def test_every_key_has_a_description() -> None:
     def keys(model: Any) -> list[str]:
         return [name for name, field in model.model_fields.items() if not field.description]
 
-    for model in (*SECTIONS.values(), Settings, Alerts, Service):
+    for model in (*SECTIONS.values(), Settings, Alerts, Channel, Rule, Service):
         assert keys(model) == []
