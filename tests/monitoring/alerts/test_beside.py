@@ -124,7 +124,11 @@ def test_a_store_that_is_away_leaves_this_process(
 
 
 def test_alerts_come_and_go_with_the_file(
-    configure: Configure, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Configure,
+    receiver: Receiver,
+    raw: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("distributed_breaker.monitoring.presence.EVERY", 0.1)
     path = configure()
@@ -141,8 +145,10 @@ def test_alerts_come_and_go_with_the_file(
     wait_until(lambda: beside._alerts is not None)
     fail(breaker)
     wait_until(lambda: receiver.of("open"))
+    evaluator = f"cb:{services.registry.namespace}:alerts:evaluator"
+    assert raw.exists(evaluator)
     configure()
-    wait_until(lambda: beside._alerts is None)
+    wait_until(lambda: not raw.exists(evaluator))  # it has resigned, as the last thing that it does
     breaker.reset()
     shut_down()
     assert receiver.of("open", "resolved") == []
