@@ -422,6 +422,7 @@ class LinkedCircuit:
         shadow.pending.clear()
         shadow.stale.clear()
         shadow.deltas.clear()
+        shadow.handed_on.clear()
         shadow.flushed = shadow.dropped = self._recorded = self._handed = 0
         for era in [*self._retired, *([self._era] if self._era is not None else [])]:
             era.take()

@@ -158,6 +158,7 @@ class Shadow:
         self.pending: deque[Pending] = deque()
         self.stale: Counter[str] = Counter()  # outcomes that can only count as late
         self.deltas: Counter[str] = Counter()
+        self.handed_on: Counter[str] = Counter()  # what the deltas have been, for monitoring
         self.detail = ""
         self.flushed = self.dropped = 0
         self.last_trip: tuple[model.Event, int] | None = None  # of the local machine, with its time
@@ -489,7 +490,7 @@ class Shadow:
                 p.began = min(p.began, self.local.since)
         if self.alone:
             batch = tuple(Run(p.kind, p.count, p.open_for) for p in runs)
-            deltas, self.deltas = tuple(self.deltas.items()), Counter()
+            deltas = self._take_deltas()
             self._local_step("report", now, era=era.local, batch=batch, deltas=deltas)
             self.flushed += len(items)
             return len(items)
@@ -632,7 +633,7 @@ class Shadow:
                 batches.append((NO_GENERATION, [Run(kind, count)]))
         self.pending.clear()
         self.stale.clear()
-        deltas, self.deltas = tuple(self.deltas.items()), Counter()
+        deltas = self._take_deltas()
         if deltas and not batches:
             batches.append((self.generation, []))
         return [
@@ -646,6 +647,11 @@ class Shadow:
             )
             for i, (era, runs) in enumerate(batches)
         ]
+
+    def _take_deltas(self) -> tuple[tuple[str, int], ...]:
+        deltas, self.deltas = self.deltas, Counter()
+        self.handed_on.update(deltas)
+        return tuple(deltas.items())
 
     def acknowledged(self, step: Step) -> None:
         """S10: an acknowledged outcome is counted exactly once."""

@@ -100,8 +100,8 @@ class Snapshot:
         policy: the policy in force, in seconds and shares.
         policy_mismatch: this process was given another policy than the one in force.
         fleet: whether the counts come from the store (for memory:// they never do, and are all).
-        local: this process's own account: recorded, flushed, dropped and pending outcomes, and how
-            often it rejected and fell back.
+        local: this process's own account: recorded, flushed, dropped and pending outcomes, how
+            often it rejected and fell back, and the durations of its calls, as in ``totals``.
     """
 
     circuit: str

@@ -189,7 +189,8 @@ COUNTED = {
     "dropped": family("counter", "dropped_outcomes", "Outcomes that never reached the store."),
 }
 IN_STATE = {state: tuple(int(other is state) for other in State) for state in State}
-COUNTS = itemgetter(*(f"b{i}" for i in range(BUCKETS)))
+NOTHING = dict.fromkeys((f"b{i}" for i in range(BUCKETS)), 0)
+COUNTS = itemgetter(*NOTHING)
 
 Circuits = list[tuple[Labels, Snapshot]]
 
@@ -275,6 +276,14 @@ MISMATCH = family(
 )
 
 
+LOCAL_DURATION = family(
+    "histogram",
+    "local_call_duration_seconds",
+    "How long this process's calls took; probes apart.",
+    DURATION.columns,
+)
+
+
 def of_process(figures: Figures) -> Iterator[Table]:
     """What this process alone knows and does, beside its clients."""
     own = figures.own.values()
@@ -298,3 +307,11 @@ def of_process(figures: Figures) -> Iterator[Table]:
     )
     unlike = [s for s in own if s.policy_mismatch][:MOST]
     yield MISMATCH, [(figures.labels(s.circuit) + process, (1,)) for s in unlike]
+    measured = [s for s in own if "duration_us" in s.local][:MOST]
+    yield (
+        LOCAL_DURATION,
+        [
+            (figures.labels(s.circuit) + process, _durations({**NOTHING, **s.local}))
+            for s in measured
+        ],
+    )

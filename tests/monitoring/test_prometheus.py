@@ -168,6 +168,23 @@ def test_a_reset_takes_nothing_away(services: Services) -> None:
     assert [s for s in counted if after.series[s] < before.series[s]] == []
 
 
+def test_the_durations_of_one_process(services: Services) -> None:
+    breaker = services.client("cache", "api").breaker
+    before = Exported.of(*exposition("", look(services)))
+    name = "circuit_breaker_local_call_duration_seconds"
+    which = {"circuit": breaker.name}
+    had = sum(value for _, value in before.all((f"{name}_count", which)))
+    for _ in range(3):
+        breaker.call(int)
+    waiting = Exported.of(*exposition("", look(services)))
+    assert waiting[f"{name}_count", which] == had + 3, "also before the store has them"
+    services.registry.flush()
+    after = Exported.of(*exposition("", look(services)))
+    assert after[f"{name}_count", which] == had + 3
+    assert after[f"{name}_bucket", {**which, "le": "+Inf"}] == had + 3
+    assert 0 <= after[f"{name}_sum", which] < 60
+
+
 def test_two_processes_say_the_same_of_the_fleet(services: Services, file: Path) -> None:
     with contextlib.ExitStack() as stack:
         members = [
