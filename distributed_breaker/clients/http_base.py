@@ -16,6 +16,7 @@ from ..permit import Permit
 from ..policy import Outcome, check_circuit
 from ..process import OwnLock, follow_process
 from ..sections import Circuit, HttpType
+from .budget import RetryBudget
 from .client import ManyHosts
 from .driving import Ask, Driver, What
 from .http_answers import InvalidAnswer, Judge, origin_of, shown
@@ -27,7 +28,6 @@ from .waiting import Waiting, outbox_of
 MISSING: Any = object()
 LATE = "the answer was not whole when the call's total_timeout was over"
 MOST_HOSTS = 256  # circuits of single hosts
-BURST = 100  # calls whose share of retries may be made at once
 SLOW_MEMORY = 0.1  # how much one attempt says of how slow the service is at the moment
 SHORTEST = 0.5  # part of read_timeout that is left of it at least
 
@@ -208,8 +208,7 @@ class HttpBase(ManyHosts):
 
     def _count_anew(self) -> None:
         self.counts = Counts()
-        # What the first requests will have earned is lent them.
-        self._tokens, self._seen = BURST * self.section.retry_budget, BURST
+        self._budget = RetryBudget(self.section.retry_budget)
 
     @property
     def breaker(self) -> CircuitBreaker:
@@ -306,14 +305,8 @@ class HttpBase(ManyHosts):
 
     def may_retry(self) -> bool:
         """Take a retry out of the budget, if there is one."""
-        share = self.section.retry_budget
-        with self._lock:
-            calls = max(self._seen, self.counts["requests"])
-            self._tokens = min(BURST * share, self._tokens + share * (calls - self._seen))
-            self._seen = calls
-            allowed = self._tokens >= 1
-            if allowed:
-                self._tokens -= 1
+        self._budget.share = self.section.retry_budget
+        allowed = self._budget.take(self.counts["requests"])
         self.counts.add("retries" if allowed else "retries_over_budget")
         return allowed
 
