@@ -157,16 +157,25 @@ class CircuitBreakerRegistry:
             for breaker in self._breakers.values():
                 breaker.__class__ = kind
 
+    def forget(self, name: str) -> bool:
+        """Give up a breaker that nobody outside holds, that is closed and has nothing to report.
+        The store keeps its circuit.  Returns whether it is gone."""
+        with self._lock:
+            return name not in self._breakers or self._forget(name)
+
+    def _forget(self, name: str) -> bool:
+        # No name may be left to the breaker here: it would look as if somebody held it.
+        if sys.getrefcount(self._breakers[name]) > OWN_REFERENCES:
+            return False
+        if not self._breakers[name].dispensable:
+            return False
+        del self._breakers[name]
+        return True
+
     def _evict(self) -> None:
-        """Give up breakers that nobody outside holds; the store keeps their circuits."""
         for name in list(self._breakers):
-            if (
-                sys.getrefcount(self._breakers[name]) <= OWN_REFERENCES
-                and self._breakers[name].dispensable
-            ):
-                del self._breakers[name]
-                if len(self._breakers) < MAX_BREAKERS * 9 // 10:
-                    return
+            if self._forget(name) and len(self._breakers) < MAX_BREAKERS * 9 // 10:
+                return
         if len(self._breakers) >= MAX_BREAKERS:
             raise ValueError(
                 f"this registry holds {MAX_BREAKERS} breakers, all in use: name circuits after "
