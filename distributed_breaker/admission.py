@@ -64,7 +64,7 @@ def _admission(breaker: CircuitBreaker, by_check: bool) -> Generator[Wait, Any, 
     waited = False
     for _ in range(MOST_ROUNDS):
         decision = breaker.decide(by_check=by_check)
-        era = breaker._era
+        era = breaker._current
         if decision.action == "admit":
             if era is not None:
                 return Permit()._begin(breaker, era)

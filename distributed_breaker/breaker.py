@@ -24,7 +24,7 @@ from .decorate import decorate
 from .errors import CircuitBreakerOpenException, StoreError
 from .link import Link
 from .linked import FULL, Clock, LinkedCircuit, Refusal, refusal_of
-from .permit import CheckGuard, Guard, Permit, held, rides
+from .permit import CheckGuard, Guard, Inspector, Permit, held, rides
 from .policy import Outcome, Policy, State, check_number
 from .session import Request
 from .shadow import Bad, Decision, Era, Generation, Shadow, durations
@@ -70,6 +70,7 @@ class CircuitBreaker(LinkedCircuit):
         # The blocks entered by ``with breaker:`` and not left yet, as an ordered set.
         self._blocks: dict[Guard, None] = {}
         self._listeners: tuple[Callable[[Transition], object], ...] = ()
+        self._inspector: Inspector | None = None
         super().__init__(name, policy, shadow, clock)
 
     def __repr__(self) -> str:
@@ -324,13 +325,29 @@ class CircuitBreaker(LinkedCircuit):
         refused = now < self._refuse_until and not by_check
         if refused and not (held.get() and rides(self)):
             raise self._rejection(now)
-        return admit(self, by_check=by_check)
+        permit = admit(self, by_check=by_check)
+        inspector = self._inspector
+        if inspector is not None:
+            try:
+                inspector.admitted(permit)
+            except BaseException as error:
+                permit._ended(error)
+                raise
+        return permit
 
     async def _admit_async(self) -> Permit:
         now = self._seconds()
         if now < self._refuse_until and not (held.get() and rides(self)):
             raise self._rejection(now)
-        return await admit_async(self)
+        permit = await admit_async(self)
+        inspector = self._inspector
+        if inspector is not None:
+            try:
+                await inspector.admitted_async(permit)
+            except BaseException as error:
+                permit._ended(error)
+                raise
+        return permit
 
     def refusal(self, decision: Decision) -> CircuitBreakerOpenException:
         """Count a rejection and make its exception."""
@@ -488,7 +505,7 @@ class CircuitBreaker(LinkedCircuit):
         """Whether nothing is lost when this object goes and is made again later."""
         decision = self._decision
         usual = decision.action == "admit" and decision.source == "shared"
-        return usual and not (self._listeners or self.check or self.has_output)
+        return usual and not (self._listeners or self.check or self._inspected or self.has_output)
 
     def _changed(self, change: Transition) -> None:
         self._dispatcher.put(self._listeners, change)
@@ -510,6 +527,15 @@ class CircuitBreaker(LinkedCircuit):
         super().switch(on=on)
         if self._link is not None and on:
             self._link.add(self)
+
+    def inspect(self, inspector: Inspector | None) -> None:
+        """Have each call that is admitted looked at before it is made, or (None) no longer.
+
+        Calls go the long way meanwhile.  Those that have begun are not looked at.
+        """
+        with self._turn, self._lock:
+            self._inspector, self._inspected = inspector, inspector is not None
+            self._refresh(self._clock.ms())
 
     # ------------------------------------------------------------------ operators
 

@@ -174,6 +174,16 @@ class Link(Session):
         self._store.forked()
         self.fork(self._new_reporter())
 
+    def use(self, store: Store) -> Store:
+        """Go on with another store, and hear pushes from it; returns the one before."""
+        before, self._store = self._store, store
+        subscription = self._subscription
+        if subscription is not None:
+            subscription.wake()
+        self._poll_all = True
+        self.wake()
+        return before
+
     # ------------------------------------------------------------------ the sending thread
 
     def _send_loop(self) -> None:

@@ -68,7 +68,7 @@ class Turn:
 
     def __exit__(self, *error: object) -> None:
         circuit = self._circuit
-        era = circuit._era or (circuit._retired[-1] if circuit._retired else None)
+        era = circuit._current or (circuit._retired[-1] if circuit._retired else None)
         if circuit._left and era is not None:
             circuit.drain_if_free(era)
 
@@ -92,7 +92,10 @@ class LinkedCircuit:
         self._turn = Turn(self)
         self._judge_by(policy)
         self._left = False  # somebody found the lock taken and left outcomes to its holder
+        self._current: Era | None = None  # None unless calls are admitted
+        # What calls read: the same, but None while each of them is to be inspected.
         self._era: Era | None = None
+        self._inspected = False
         # Calls before this time (s) are refused with these words, without a look at the rest.  The
         # words outlive the refusal: a call may have read the time just before it changed.
         self._refuse_until = 0.0
@@ -164,12 +167,14 @@ class LinkedCircuit:
         self._decision = new
         if new.action == "admit":
             shared, local = shadow.generation, shadow.local_generation
-            era = self._era
+            era = self._current
             if shadow.disabled:
                 shared = local = UNCOUNTED
             if era is None or era.shared != shared or era.local != local:
                 self._retire()
-                self._era = Era(shared, local, now, plain=self._plain, fast=self._fast_ns)
+                era = Era(shared, local, now, plain=self._plain, fast=self._fast_ns)
+                self._current = era
+            self._era = None if self._inspected else era
             self._refuse_until = 0.0
         else:
             self._retire()
@@ -196,9 +201,9 @@ class LinkedCircuit:
         """Announce a change; the lock is held, so it may only be queued."""
 
     def _retire(self) -> None:
-        if self._era is not None:
-            self._retired = [*_in_use(self._retired), self._era]
-            self._era = None
+        if self._current is not None:
+            self._retired = [*_in_use(self._retired), self._current]
+            self._current = self._era = None
 
     def decide(self, *, by_check: bool = False) -> Decision:
         """Decide about a call that arrives now; ``ask`` reserves the one acquire in flight."""
@@ -264,8 +269,8 @@ class LinkedCircuit:
                 del calls[:count]
                 self.told[name] += count
                 self._shadow.counted(name, count)
-        if self._era is not None:
-            self._recorded += self._shadow.absorb(self._era, now)
+        if self._current is not None:
+            self._recorded += self._shadow.absorb(self._current, now)
         if self._retired:
             # No name may be left to the last of them here: it would look as if a call held it.
             self._recorded += sum([self._shadow.absorb(era, now) for era in self._retired])
@@ -292,7 +297,7 @@ class LinkedCircuit:
             with self._lock:
                 self._left = False
                 now = self._clock.ms()
-                if era is not self._era and era not in self._retired:
+                if era is not self._current and era not in self._retired:
                     self._retired.append(era)
                 self._drain(now)
                 self._refresh(now)
@@ -424,7 +429,7 @@ class LinkedCircuit:
         shadow.deltas.clear()
         shadow.handed_on.clear()
         shadow.flushed = shadow.dropped = self._recorded = self._handed = 0
-        for era in [*self._retired, *([self._era] if self._era is not None else [])]:
+        for era in [*self._retired, *([self._current] if self._current is not None else [])]:
             era.take()
         self._rejections.clear()
         self._fallbacks.clear()
@@ -515,7 +520,7 @@ class LinkedCircuit:
     def has_output(self) -> bool:
         """Whether the store has not been told everything."""
         shadow = self._shadow
-        era = self._era
+        era = self._current
         if shadow.disabled:
             return False
         return bool(

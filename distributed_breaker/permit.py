@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 from .linked import FULL
 from .model import MAX_SPAN
@@ -166,6 +166,16 @@ class Permit:
                 breaker.settle_inherited(item)
             else:
                 breaker._settle_shared(lease.token, lease.shared, item, lease.until)
+
+
+class Inspector(Protocol):
+    """Is shown each call that a circuit admits, before it is made.
+
+    It may wait.  What it raises ends the call as if the call had raised it.
+    """
+
+    def admitted(self, permit: Permit) -> None: ...
+    async def admitted_async(self, permit: Permit) -> None: ...
 
 
 class Guard(Permit):

@@ -51,6 +51,7 @@ class CircuitBreakerRegistry:
         self._dispatcher = Dispatcher(() if store is None else (log_transition,))
         self._random = random.SystemRandom()
         self._reporter = uuid.uuid4().hex[:16]
+        self.faults: Any = None  # what is injected into its circuits, if anything is: faults.py
         self.flush_at_exit = True  # False: what is recorded and not yet told is given up by close
         circuits: dict[str, LinkedCircuit] = self._breakers  # type: ignore[assignment]
         self._link = None if store is None else Link(store, self._clock, self._renew, circuits)
@@ -140,6 +141,8 @@ class CircuitBreakerRegistry:
         shadow.disabled = disabled
         made = self.kind(name, given, shadow, self._clock, self._link, self._dispatcher)
         self._breakers[name] = made
+        if self.faults is not None:
+            self.faults.made(made)
         if self._link is not None and not disabled:
             self._link.add(made)
         return made

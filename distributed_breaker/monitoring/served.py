@@ -21,12 +21,13 @@ def circuit_breaker_health(services: Services | None = None) -> dict[str, Any]:
 
     While the store cannot be asked (which takes at most a second to find out), it is this
     process's own view, and at best degraded; ``store.problem`` says why.  ``clients`` says what is
-    wrong with the disk tiers and outboxes of this process and its host, which makes it degraded.
+    wrong with the disk tiers and outboxes of this process and its host, and which faults are
+    injected into it, which makes it degraded.
     """
     services = services or current()
     snapshots, lost = _seen(services)
     found = health(snapshots, services.configuration.circuits(), time.time(), lost)
-    clients = {client.name: problems_of(client) for client in services.clients()}
+    clients = problems_of(services)
     statuses = [found["overall_status"], *(client["status"] for client in clients.values())]
     return {
         **found,

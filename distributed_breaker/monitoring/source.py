@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from .. import config
 from ..breaker import host_name
-from ..clients.client import Client
+from ..faults import faults
 from ..fleet import Done, Fleet
 from ..policy import Policy
 from ..process import OwnLock
@@ -96,7 +96,7 @@ class Source(Protocol):
         """The document that this process keeps for the fleet, if it is of the fleet."""
 
     def problems(self) -> dict[str, dict[str, Any]]:
-        """What is wrong with the clients of this process."""
+        """What is wrong with the clients of this process, and which faults are injected."""
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """What they count and hold."""
@@ -175,7 +175,7 @@ class Inside:
         return presence_of(self.services)
 
     def problems(self) -> dict[str, dict[str, Any]]:
-        return {client.name: problems_of(client) for client in self.services.clients()}
+        return problems_of(self.services)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         return {client.name: client.stats() for client in self.services.clients()}
@@ -277,11 +277,17 @@ def configuration_of(services: Services) -> dict[str, Any]:
     }
 
 
-def problems_of(client: Client) -> dict[str, Any]:
-    """What is wrong with a client beside its circuits."""
-    problems = client.problems()
-    status = Status.DEGRADED if problems else Status.HEALTHY
-    return {"status": status.value, "problems": problems}
+def problems_of(services: Services) -> dict[str, dict[str, Any]]:
+    """What is wrong with each client beside its circuits, and what is made wrong on purpose."""
+    found = {client.name: client.problems() for client in services.clients()}
+    injected = [fault.what for fault in faults(services.registry)]
+    if injected:
+        found["fault injection"] = injected
+    return {name: {"status": _status(told), "problems": told} for name, told in found.items()}
+
+
+def _status(problems: list[str]) -> str:
+    return (Status.DEGRADED if problems else Status.HEALTHY).value
 
 
 def setting_of(configuration: config.Configuration) -> Setting:

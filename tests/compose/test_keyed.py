@@ -53,5 +53,5 @@ def test_circuits_of_calls_that_went_well_are_forgotten(registry: CircuitBreaker
 
 @pytest.mark.parametrize("bad", [{"most": 0}, {"name": "no way"}])
 def test_what_cannot_be(bad: dict[str, object], registry: CircuitBreakerRegistry) -> None:
-    with pytest.raises(ValueError, match="most=0|no way"):
+    with pytest.raises(ValueError, match=r"most=0|no way"):
         KeyedCircuits(registry, **{"name": "t", **bad})
