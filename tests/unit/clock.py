@@ -15,6 +15,7 @@ from distributed_breaker import (
     CircuitBreakerRegistry,
     Policy,
 )
+from distributed_breaker.testing import FakeClock
 
 # One failure trips it, one probe closes it, and no chance is involved.
 BRITTLE = Policy(failure_threshold=1, success_threshold=1, jitter=0.0)
@@ -24,19 +25,6 @@ OPEN_INTERVAL = 60.0
 # Only the run can trip it, or only the rates can.
 RUN = {"failure_rate": None, "minimum_calls": 1_000_000}
 RATE = {"failure_threshold": 1_000_000}
-
-
-class FakeClock:
-    """Monotonic seconds, exact to the millisecond."""
-
-    def __init__(self, start: float = 1_000.0) -> None:
-        self.ms = round(start * 1000)
-
-    def __call__(self) -> float:
-        return self.ms / 1000
-
-    def advance(self, seconds: float) -> None:
-        self.ms += round(seconds * 1000)
 
 
 class Boom(Exception):

@@ -26,6 +26,7 @@ SOURCES = (
     "lua",
     "distributed_breaker",
     "circuit_breaker_config.py",
+    "pytest_distributed_breaker.py",
 )
 
 # Printed by a fresh interpreter: where the installed script is, and its text.
@@ -98,7 +99,8 @@ def test_sdist_and_wheel_carry_the_script(tree: Path, tmp_path: Path) -> None:
     assert "distributed_breaker/py.typed" in names
     assert "distributed_breaker/monitoring/schema.json" in names
     tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"distributed_breaker", "circuit_breaker_config.py"}, "and no other names"
+    modules = {"circuit_breaker_config.py", "pytest_distributed_breaker.py"}
+    assert tops == {"distributed_breaker", *modules}, "and no other names"
 
 
 def test_an_installed_wheel_finds_the_script(tree: Path, tmp_path: Path) -> None:
