@@ -53,7 +53,10 @@ class HttpRules(HttpBase):
                 if last is not None:
                     return (yield from self._ended(wire, call, breaker, last))
                 return (yield from self._instead(wire, call, breaker, refused))
-            last = yield from self._attempt(wire, call, permit)
+            except wire.known as failed:  # injected: faults.py
+                last = Answer(None, failed, Outcome.FAILURE, True, None)
+            else:
+                last = yield from self._attempt(wire, call, permit)
             attempt += 1
             if last.outcome is Outcome.SUCCESS and last.error is None:
                 return last.response
