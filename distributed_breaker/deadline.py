@@ -7,8 +7,6 @@ so a blocking call must be given what remains as its own timeout, or ask ``check
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 # Monotonic seconds.  Tasks and asyncio.to_thread inherit it; a plain new thread does not.
@@ -19,20 +17,25 @@ class DeadlineExceeded(TimeoutError):
     """The time that the caller has given is over.  It says nothing of the dependency."""
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
+class deadline:  # noqa: N801 - it is used as a function is
     """Give everything within the block at most so many seconds, or less if less was left before.
 
     Raises:
         ValueError: ``seconds`` is negative or no number.
     """
-    if not seconds >= 0:
-        raise ValueError(f"seconds={seconds!r} must not be negative")
-    token = until.set(sooner(time.monotonic() + seconds))
-    try:
-        yield
-    finally:
-        until.reset(token)
+
+    __slots__ = ("_seconds", "_token")
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"seconds={seconds!r} must not be negative")
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._token = until.set(sooner(time.monotonic() + self._seconds))
+
+    def __exit__(self, *error: object) -> None:
+        until.reset(self._token)
 
 
 def sooner(end: float) -> float:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 
 from ..deadline import remaining
 from ..policy import check_number
@@ -47,7 +45,7 @@ class Bulkhead:
     def _begin(self) -> None:
         # One entry for each free slot.  Who takes one gives it back to the same deque, so that a
         # fork's child, which begins with a new one, is given none of its parent's.
-        self._free = deque([None] * self.limit)
+        self.free = deque([None] * self.limit)
         self._waiting: deque[Future[None]] = deque()
 
     def __repr__(self) -> str:
@@ -56,80 +54,44 @@ class Bulkhead:
     @property
     def in_use(self) -> int:
         """Calls that are under way."""
-        return self.limit - len(self._free)
+        return self.limit - len(self.free)
 
     @property
     def full(self) -> bool:
         """Whether a call that comes now must wait, or is refused."""
-        return not self._free
+        return not self.free
 
-    @contextlib.contextmanager
-    def slot(self) -> Iterator[None]:
-        """Have one of the slots within the block, and wait for it if need be.
+    def slot(self) -> Slot:
+        """A block, for ``with`` and ``async with``, that has one of the slots, and waits for it if
+        need be.
 
-        Raises:
+        Entering it raises:
             BulkheadFull: there was none in time, or too many wait.
         """
-        free = self._free
-        turn = self._take(free)
-        if turn is not None:
-            try:
-                turn.result(self._patience())
-            except BaseException as error:
-                self._give_up(turn, free)
-                if isinstance(error, FutureTimeout):
-                    raise self._refusal("no slot came free in time") from None
-                raise
-        try:
-            yield
-        finally:
-            self._give_back(free)
+        return Slot(self)
 
-    @contextlib.asynccontextmanager
-    async def slot_async(self) -> AsyncIterator[None]:
-        """The same without blocking the event loop."""
-        free = self._free
-        turn = self._take(free)
-        if turn is not None:
-            try:
-                async with asyncio.timeout(self._patience()):
-                    await asyncio.wrap_future(turn)
-            except BaseException as error:
-                self._give_up(turn, free)
-                if isinstance(error, TimeoutError):
-                    raise self._refusal("no slot came free in time") from None
-                raise
-        try:
-            yield
-        finally:
-            self._give_back(free)
-
-    def _patience(self) -> float:
+    def patience(self) -> float:
+        """Seconds that one who waits now waits at most."""
         left = remaining()
         return self.max_wait if left is None else min(left, self.max_wait)
 
-    def _refusal(self, why: str) -> BulkheadFull:
+    def refusal(self, why: str) -> BulkheadFull:
+        """What one gets who gets no slot."""
         return BulkheadFull(f"{self.limit} calls are under way: {why}")
 
-    def _take(self, free: deque[None]) -> Future[None] | None:
-        """None: a slot was taken; else what becomes done when one is."""
-        try:
-            free.pop()
-        except IndexError:
-            return self._queue_up(free)
-        return None
-
-    def _queue_up(self, free: deque[None]) -> Future[None] | None:
+    def queue_up(self, free: deque[None]) -> Future[None]:
+        """What becomes done when a slot was taken for the caller."""
         with self._lock:
             if len(self._waiting) >= self.queue:
-                raise self._refusal(f"{self.queue} more may wait")
+                raise self.refusal(f"{self.queue} more may wait")
             turn: Future[None] = Future()
             self._waiting.append(turn)
         # Whoever gave one back before this one waited did not see it.
         self._hand_on(free)
         return turn
 
-    def _give_back(self, free: deque[None]) -> None:
+    def give_back(self, free: deque[None]) -> None:
+        """A slot is free again."""
         free.append(None)
         if self._waiting:
             self._hand_on(free)
@@ -148,12 +110,13 @@ class Bulkhead:
                 else:
                     free.append(None)
 
-    def _give_up(self, turn: Future[None], free: deque[None]) -> None:
+    def give_up(self, turn: Future[None], free: deque[None]) -> None:
+        """One who has waited waits no longer."""
         if turn.cancel():
             with self._lock, contextlib.suppress(ValueError):
                 self._waiting.remove(turn)
         else:
-            self._give_back(free)  # it came at the last moment
+            self.give_back(free)  # it came at the last moment
 
     def close(self) -> None:
         """Holds nothing."""
@@ -162,3 +125,55 @@ class Bulkhead:
         """None of its parent's other threads lives on in a child."""
         vars(self).pop("_lock", None)
         self._begin()
+
+
+class Slot:
+    """A block that has a slot.  May be entered once."""
+
+    __slots__ = ("_bulkhead", "_free")
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self._bulkhead = bulkhead
+        self._free = bulkhead.free
+
+    def __enter__(self) -> None:
+        try:
+            self._free.pop()
+        except IndexError:
+            pass
+        else:
+            return
+        bulkhead = self._bulkhead
+        turn = bulkhead.queue_up(self._free)
+        try:
+            turn.result(bulkhead.patience())
+        except BaseException as error:
+            self._leave(turn, error)
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._bulkhead.give_back(self._free)
+
+    async def __aenter__(self) -> None:
+        try:
+            self._free.pop()
+        except IndexError:
+            pass
+        else:
+            return
+        bulkhead = self._bulkhead
+        turn = bulkhead.queue_up(self._free)
+        try:
+            async with asyncio.timeout(bulkhead.patience()):
+                await asyncio.wrap_future(turn)
+        except BaseException as error:
+            self._leave(turn, error)
+            raise
+
+    def _leave(self, turn: Future[None], error: BaseException) -> None:
+        self._bulkhead.give_up(turn, self._free)
+        if isinstance(error, TimeoutError):
+            raise self._bulkhead.refusal("no slot came free in time") from None
+
+    async def __aexit__(self, *error: object) -> None:
+        self._bulkhead.give_back(self._free)

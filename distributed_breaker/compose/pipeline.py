@@ -152,6 +152,9 @@ class Pipeline(Generic[F]):
                 f"{function!r} is a generator, which nobody can begin again when it fails halfway: "
                 f"decorate it with the breaker itself"
             )
+        if self._call == self.breaker.call:
+            guarded: Callable[..., Any] = self.breaker(function)  # there is nothing around it
+            return guarded
         if inspect.iscoroutinefunction(function):
             run_async = self._call_async
 
@@ -221,23 +224,25 @@ class _Limit:
 
     Attributes:
         end: when it is over, monotonic seconds.
+        left: seconds until then, when it began.
         cut_short: whether that is because the caller has no more time, which is not held against
             the dependency.
     """
 
-    __slots__ = ("_token", "cut_short", "end", "timeout")
+    __slots__ = ("_token", "cut_short", "end", "left", "timeout")
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        own = time.monotonic() + timeout
-        self.end = sooner(own)
-        self.cut_short = self.end < own
+        now = time.monotonic()
+        self.end = sooner(now + timeout)
+        self.cut_short = self.end < now + timeout
+        self.left = self.end - now
         if self.left <= 0:
             raise self.over()
 
     @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.end
 
     def over(self) -> TimeoutError:
         if self.cut_short:
@@ -246,7 +251,7 @@ class _Limit:
 
     def settle(self, permit: Permit, result: object) -> None:
         """Say how an attempt ended that has returned, be it in time or not."""
-        if self.left > 0:
+        if not self.is_over:
             permit._returned(result)
         elif self.cut_short:
             permit.ignore()
@@ -268,7 +273,7 @@ def _timed(breaker: CircuitBreaker, timeout: float) -> Call:
                 with limit:
                     result = function(*args, **kwargs)
             except Exception:
-                if limit.cut_short and limit.left <= 0:
+                if limit.cut_short and limit.is_over:
                     permit.ignore()
                 raise
             limit.settle(permit, result)
@@ -287,7 +292,7 @@ def _timed_async(breaker: CircuitBreaker, timeout: float) -> CallAsync:
                     async with timer:
                         result = await function(*args, **kwargs)
             except Exception as error:
-                if limit.cut_short and limit.left <= 0:
+                if limit.cut_short and limit.is_over:
                     permit.ignore()
                 if isinstance(error, TimeoutError) and timer.expired():
                     raise limit.over() from error
@@ -316,7 +321,7 @@ def _in_slot_async(inner: CallAsync, bulkhead: Bulkhead, breaker: CircuitBreaker
     async def call(function: CallAsync, /, *args: Any, **kwargs: Any) -> Any:
         if bulkhead.full and breaker.refusing:
             (await breaker.acquire_async()).ignore()
-        async with bulkhead.slot_async():
+        async with bulkhead.slot():
             return await inner(function, *args, **kwargs)
 
     return call

@@ -56,8 +56,8 @@ def test_tasks_and_threads_share_the_slots() -> None:
 
     async def several() -> None:
         thread = threading.Thread(target=in_a_thread)
-        async with bulkhead.slot_async():
-            task = asyncio.ensure_future(bulkhead.slot_async().__aenter__())
+        async with bulkhead.slot():
+            task = asyncio.ensure_future(bulkhead.slot().__aenter__())
             await asyncio.sleep(0)
             assert len(bulkhead._waiting) == 1
             task.cancel()
@@ -68,7 +68,7 @@ def test_tasks_and_threads_share_the_slots() -> None:
         assert await asyncio.to_thread(has_it.wait, 10)
         bulkhead.max_wait = 0.01
         with pytest.raises(BulkheadFull):
-            async with bulkhead.slot_async():
+            async with bulkhead.slot():
                 pass
         may_go.set()
         await asyncio.to_thread(thread.join, 10)
@@ -78,9 +78,9 @@ def test_tasks_and_threads_share_the_slots() -> None:
 
 def test_a_slot_that_came_at_the_last_moment_is_given_back() -> None:
     async def cancelled_as_it_comes() -> None:
-        first = bulkhead.slot_async()
+        first = bulkhead.slot()
         await first.__aenter__()
-        task = asyncio.ensure_future(bulkhead.slot_async().__aenter__())
+        task = asyncio.ensure_future(bulkhead.slot().__aenter__())
         await asyncio.sleep(0)
         await first.__aexit__(None, None, None)  # hands the slot on
         task.cancel()
@@ -90,6 +90,12 @@ def test_a_slot_that_came_at_the_last_moment_is_given_back() -> None:
     bulkhead = Bulkhead(1, queue=2, max_wait=60.0)
     asyncio.run(cancelled_as_it_comes())
     assert bulkhead.in_use == 0
+
+
+def test_a_slot_given_back_just_before_somebody_waits_is_not_overlooked() -> None:
+    bulkhead = Bulkhead(1, queue=1)
+    assert bulkhead.queue_up(bulkhead.free).done()
+    assert bulkhead.in_use == 1
 
 
 def test_never_more_than_the_limit_and_nothing_is_lost() -> None:
@@ -119,7 +125,7 @@ def test_a_child_has_all_slots_and_gives_none_of_its_parents_back() -> None:
     with bulkhead.slot():
         bulkhead.forked()
         assert bulkhead.in_use == 0
-    assert (bulkhead.in_use, len(bulkhead._free)) == (0, 2)
+    assert (bulkhead.in_use, len(bulkhead.free)) == (0, 2)
 
 
 @pytest.mark.parametrize("bad", [{"limit": 0}, {"queue": -1}, {"max_wait": -0.1}])

@@ -166,6 +166,9 @@ def test_retries_stay_within_their_budget(ask: Ask, breaker: CircuitBreaker) -> 
     assert flaky.calls == 147
     budget.forked()
     assert [budget.take() for _ in range(6)] == [True] * 5 + [False]
+    for _ in range(1_000):
+        budget.called()
+    assert [budget.take() for _ in range(6)] == [True] * 5 + [False], "not saved up"
 
 
 def test_a_wait_that_outlasts_the_deadline_is_not_begun(
@@ -356,6 +359,21 @@ def test_a_full_bulkhead_refuses_and_the_circuit_does_not_hear_of_it(
     with bulkhead.slot():
         assert ask(kept, boom) == "BulkheadFull"
     assert ask(pipeline, lambda: "fine") == "fine"
+
+
+def test_no_slot_is_kept_while_a_retry_waits(
+    ask: Ask, breaker: CircuitBreaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bulkhead, retry = Bulkhead(1), quick(2)
+    free: list[bool] = []
+
+    def no_wait(attempt: int, first: float, most: float) -> float:
+        free.append(not bulkhead.full)
+        return 0.0
+
+    monkeypatch.setattr(retry, "_backoff", no_wait)
+    assert ask(Pipeline(breaker, bulkhead=bulkhead, retry=retry), Flaky(1)) == "fine"
+    assert free == [True]
 
 
 def test_nobody_waits_for_a_slot_of_an_open_circuit(ask: Ask, breaker: CircuitBreaker) -> None:
