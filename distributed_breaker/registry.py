@@ -176,6 +176,7 @@ class CircuitBreakerRegistry:
         return True
 
     def _evict(self) -> None:
+        """Make room; the store keeps the circuits of breakers that are given up."""
         for name in list(self._breakers):
             if self._forget(name) and len(self._breakers) < MAX_BREAKERS * 9 // 10:
                 return
