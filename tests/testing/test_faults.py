@@ -256,6 +256,7 @@ def test_the_store_seems_to_be_away_and_comes_back(server: Server, namespace: st
             succeed(here)
             assert isinstance(outage, Fault)
         wait_until(lambda: here.state == "forced_open")
+        wait_until(lambda: alone._link and not alone._link.down)
         other.flush(10)
         alone.flush(10)
         assert there.snapshot().totals["calls"] == 3
