@@ -1,0 +1,1 @@
+"""Web frameworks and Celery: each module here needs its framework, and no other imports it."""
