@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from .breaker import CircuitBreaker
 from .clients.cache import CacheClient
 from .clients.client import Client, ManyHosts
 from .clients.tasks import TaskClient, TaskQueue
 from .config import ConfigurationError, Loaded, load
+from .policy import Policy
 from .process import Follower, OwnLock, before_uwsgi_forks, follow_process, uwsgi_without_threads
 from .registry import CircuitBreakerRegistry
 from .sections import KINDS, SECTION_OF, Configuration, circuit_names
@@ -108,6 +110,7 @@ class Services:
         )
         self.registry.flush_at_exit = settings.cleanup_on_shutdown
         self._clients: dict[tuple[str, str, str], Client] = {}
+        self._alone: dict[str, CircuitBreaker] = {}  # wanted without a client
         self.beside: list[Follower] = []
         self._stopping = threading.Event()
         self._watch()
@@ -164,6 +167,23 @@ class Services:
         """Whether the predictions of a service are kept in its cache, too."""
         parts = self.configuration.services.get(service)
         return bool(parts and parts.cache and parts.ml and parts.ml.share_predictions)
+
+    def circuit(self, name: str) -> CircuitBreaker:
+        """A circuit of the file by its name, without a client: for what only looks at it.
+
+        Raises:
+            UnknownService: the file asks for no such circuit.
+        """
+        circuits = self.configuration.circuits()
+        if name not in circuits:
+            raise UnknownService(
+                f"no circuit {name!r}: {self._loaded.files[0]} has {', '.join(circuits) or 'none'}"
+            )
+        _, kind, policy, on = circuits[name]
+        with self._lock:
+            found = self.registry.breaker(name, _class_of(kind).policy(policy), disabled=not on)
+            self._alone[name] = found
+        return found
 
     def clients(self) -> list[Client]:
         """Those that were asked for in this process."""
@@ -237,12 +257,12 @@ class Services:
                 continue
             on = new.enabled(service)
             for own, circuit in client.circuits.items():
-                policy = type(client).policy(section.policy(new.settings, own))
-                if policy != circuit.policy:
-                    circuit.adopt(policy)
-                if on is circuit.disabled:
-                    circuit.switch(on=on)
+                _renew(circuit, type(client).policy(section.policy(new.settings, own)), on)
             client.configure(section)
+        specs = new.circuits()
+        for name in self._alone.keys() & specs.keys():
+            _, kind, policy, on = specs[name]
+            _renew(self._alone[name], _class_of(kind).policy(policy), on)
         version = new.settings.config_version
         log.info("the configuration has changed: version %d is in force", version)
 
@@ -318,6 +338,13 @@ def _class_of(kind: str) -> type[Client]:
             f"{what} the package {error.name}: install distributed-breaker[{kind}]"
         ) from error
     return CLIENTS[kind]
+
+
+def _renew(circuit: CircuitBreaker, policy: Policy, on: bool) -> None:
+    if policy != circuit.policy:
+        circuit.adopt(policy)
+    if on is circuit.disabled:
+        circuit.switch(on=on)
 
 
 def _stamps(files: list[Path]) -> dict[Path, Stamp | None]:
