@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Reject, Retry
 from celery.utils.dispatch import Signal
+from celery.worker import state
 
 from ..admission import wait
 from ..breaker import CircuitBreaker
@@ -154,13 +155,13 @@ class _Guards:
 
     def queue_of(self, app: Celery, delivery: Mapping[str, Any] | None) -> str | None:
         """The guarded queue that a message came from."""
-        exchange = (delivery or {}).get("exchange") or ""
-        key = (delivery or {}).get("routing_key")
+        sent = delivery or {}
+        exchange, key = sent.get("exchange") or "", sent.get("routing_key")
         for name in self.queues:
             queue = app.amqp.queues.get(name)
-            if queue is None:
-                continue
-            if key == name if exchange == "" else (exchange, key) == _address(queue):
+            # By its name: the default exchange, and what nobody has declared.
+            by_name = not exchange or queue is None
+            if key == name if by_name else (exchange, key) == _address(queue):
                 return name
         return None
 
@@ -198,6 +199,7 @@ class QueueGuard(bootsteps.StartStopStep):  # type: ignore[misc]
         self._guards = _guards[consumer.app]
         self._paused: set[str] = set()
         self._single: set[str] = set()  # paused when the next message has come
+        self._probes: dict[str, Any] = {}  # the message that came last
         self._breakers: dict[str, CircuitBreaker] = {}
         self._timer: Any = None
         super().__init__(consumer, **options)
@@ -243,10 +245,13 @@ class QueueGuard(bootsteps.StartStopStep):  # type: ignore[misc]
             elif queue in self._paused:
                 if breaker.state in (State.CLOSED, State.FORCED_CLOSED):
                     self._resume(consumer, queue)
-                elif queue not in self._single:
-                    # A probe: refused tasks would only be sent back, and fetched again.
+                elif queue not in self._single and not self._probing(queue):
+                    # Tasks that are refused beside a probe would be sent back, and fetched again.
                     self._single.add(queue)
                     consumer.add_task_queue(queue)
+
+    def _probing(self, queue: str) -> bool:
+        return self._probes.get(queue) in state.reserved_requests
 
     def _pause(self, consumer: Any, queue: str) -> None:
         self._paused.add(queue)
@@ -256,6 +261,7 @@ class QueueGuard(bootsteps.StartStopStep):  # type: ignore[misc]
     def _resume(self, consumer: Any, queue: str) -> None:
         self._paused.remove(queue)
         self._single.discard(queue)
+        self._probes.pop(queue, None)
         consumer.add_task_queue(queue)
         self._tell(queue_resumed, consumer, queue, "is consumed again: circuit %s is closed")
 
@@ -268,4 +274,5 @@ class QueueGuard(bootsteps.StartStopStep):  # type: ignore[misc]
         queue = self._guards.queue_of(sender.app, request.delivery_info)
         if queue in self._single:
             self._single.remove(queue)
+            self._probes[queue] = request
             sender.cancel_task_queue(queue)

@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery
 
 from distributed_breaker import CircuitBreakerRegistry, Policy
+from distributed_breaker.integrations import celery as ours
 from distributed_breaker.integrations.celery import (
     BreakerTask,
     guard_queues,
@@ -33,6 +34,7 @@ app.conf.update(
 registry = CircuitBreakerRegistry.from_url(os.environ["STORE"], os.environ["NAMESPACE"])
 model = registry.breaker("model", POLICY)
 guard_queues(app, {"predictions": "model"}, registry)
+ours.LOOK_EVERY = 0.05
 BreakerTask.refusal_delay = 0.2
 BreakerTask.refusal_longest_delay = 0.2
 
@@ -58,6 +60,8 @@ def predict(self: Any, number: int) -> None:
     """Call the model, which fails while the file ``broken`` is there."""
     note("began", number)
     with model.guard():
+        while (FOLDER / "hang").exists():
+            time.sleep(0.02)
         if (FOLDER / "broken").exists():
             note("failed", number)
             raise OSError("the model is gone")

@@ -1,4 +1,4 @@
-"""Real workers on a real broker: they stop consuming a queue whose circuit is open, and begin again.
+"""Real workers on a real broker stop consuming a queue whose circuit is open, and begin again.
 
 What a task does when it is refused is shown here too, for what a worker had fetched already.
 """
@@ -69,13 +69,13 @@ class Crew:
 def crew(server: Server, namespace: str, tmp_path: Path) -> Iterator[Callable[..., Crew]]:
     with contextlib.ExitStack() as stack:
 
-        def start(pool: str, **more: str) -> Crew:
+        def start(pool: str, size: int = 1, **more: str) -> Crew:
             broker = server.url.replace("unix://", "redis+socket://")
             environ = {
                 **os.environ, "BROKER": broker, "STORE": server.url, "NAMESPACE": namespace,
                 "FOLDER": str(tmp_path), "PYTHONPATH": str(ROOT), **more,
             }  # fmt: skip
-            command = f"-m celery -A tests.integrations.celery_app worker -P {pool} -c 1 "
+            command = f"-m celery -A tests.integrations.celery_app worker -P {pool} -c {size} "
             command += "-Q predictions,other --without-gossip --without-mingle "
             command += "--without-heartbeat -l INFO"
             log = stack.enter_context((tmp_path / "log").open("w"))
@@ -133,17 +133,27 @@ def test_the_queue_of_an_open_circuit_is_left_alone(crew: Any, pool: str) -> Non
 
 def test_a_broken_worker_does_not_eat_the_queue(crew: Any) -> None:
     """The circuit trips by itself, takes probes one by one, and the rest is done afterwards."""
-    it: Crew = crew("threads", OPEN_INTERVAL="0.3")
+    it: Crew = crew("prefork", 4, OPEN_INTERVAL="0.3")
     (it.folder / "broken").touch()
     count = 60
     it.send("predict", *range(count))
     it.until(lambda: it.noted("paused"), "the pause")
     before = len(it.noted("failed"))
     it.until(lambda: len(it.noted("failed")) >= before + 2, "two probes")
+
+    (it.folder / "hang").touch()
     (it.folder / "broken").unlink()
-    it.until(lambda: it.noted("resumed"), "the end of the pause")
+    done = len(it.noted("done"))
+    it.until(lambda: it.model.state == "half_open", "a probe that hangs")
+    for number in range(1, 11):
+        it.serves_others(number)
     lost = len(it.noted("failed"))
+    # Without further ado the worker would fetch 16 messages now, and refuse them.
+    it.until(lambda: it.waiting() >= count - lost - 4, "the others wait in the queue")
+    assert len(it.noted("done")) == done
+
+    (it.folder / "hang").unlink()
+    it.until(lambda: it.noted("resumed"), "the end of the pause")
     it.until(lambda: len(it.noted("done")) == count - lost, "all that did not fail")
-    # One at a time reached the model, so three failures and a few probes are all that it cost.
-    assert lost < 12
+    assert lost < 20
     assert {line.split()[2] for line in it.noted("done")} == {"0"}
