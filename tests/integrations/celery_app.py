@@ -35,8 +35,8 @@ registry = CircuitBreakerRegistry.from_url(os.environ["STORE"], os.environ["NAME
 model = registry.breaker("model", POLICY)
 guard_queues(app, {"predictions": "model"}, registry)
 ours.LOOK_EVERY = 0.05
-BreakerTask.refusal_delay = 0.2
-BreakerTask.refusal_longest_delay = 0.2
+BreakerTask.refusal_delay = 1.0
+BreakerTask.refusal_longest_delay = 1.0
 
 
 def note(*words: Any) -> None:
@@ -60,6 +60,8 @@ def predict(self: Any, number: int) -> None:
     """Call the model, which fails while the file ``broken`` is there."""
     note("began", number)
     with model.guard():
+        if (FOLDER / "hang").exists():
+            note("hanging", number)
         while (FOLDER / "hang").exists():
             time.sleep(0.02)
         if (FOLDER / "broken").exists():
