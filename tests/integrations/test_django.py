@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import pytest
 
 from distributed_breaker import CircuitBreaker
 from tests.integrations import views
-from tests.required import need
 from tests.unit.clock import FakeClock
-
-URLS = "tests_integrations_django_urls"
-MIDDLEWARE = "distributed_breaker.integrations.django.CircuitBreakerMiddleware"
-
-
-@pytest.fixture
-def django(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Django with nothing but our middleware, and whatever URLs a test sets."""
-    if importlib.util.find_spec("django") is None:
-        need("Django is not installed")
-    from django.conf import settings
-
-    if not settings.configured:
-        settings.configure(
-            ROOT_URLCONF=URLS, ALLOWED_HOSTS=["testserver"], MIDDLEWARE=[MIDDLEWARE],
-            LOGGING_CONFIG=None, SECRET_KEY="of tests", USE_TZ=True,
-        )  # fmt: skip
-    urls = types.ModuleType(URLS)
-    monkeypatch.setitem(sys.modules, URLS, urls)
-    yield urls
-    from django.urls import clear_url_caches
-
-    clear_url_caches()
 
 
 def serve(kind: str) -> Any:
