@@ -174,6 +174,8 @@ class Services:
         Raises:
             UnknownService: the file asks for no such circuit.
         """
+        if (known := self._alone.get(name)) is not None:
+            return known
         circuits = self.configuration.circuits()
         if name not in circuits:
             raise UnknownService(

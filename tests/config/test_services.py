@@ -355,3 +355,17 @@ def test_a_forked_child_goes_on_looking(start: Callable[..., Services], file: Fi
     assert os.read(reading, 5) == b"ready"
     file.set("services.web_app.cache.failure_threshold", 8)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_circuit_without_its_client(file: File, start: Callable[..., Services]) -> None:
+    """It follows the file, and is the client's when that is made."""
+    services = start()
+    circuit = services.circuit("web_app.cache")
+    assert services.circuit("web_app.cache") is circuit
+    assert circuit.policy.open_interval == 5.0
+    file.set("services.web_app.cache.timeout", 7.0)
+    assert services.reload()
+    assert circuit.policy.open_interval == 7.0
+    assert services.client("cache", "web_app").breaker is circuit
+    with pytest.raises(UnknownService, match=r"no circuit 'web_app\.mail': .*web_app\.cache"):
+        services.circuit("web_app.mail")

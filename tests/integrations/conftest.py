@@ -36,6 +36,7 @@ def django(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Django with nothing but our middleware, and whatever URLs a test sets."""
     if importlib.util.find_spec("django") is None:
         need("Django is not installed")
+    import django
     from django.conf import settings
 
     if not settings.configured:
@@ -43,6 +44,7 @@ def django(monkeypatch: pytest.MonkeyPatch) -> Any:
             ROOT_URLCONF=URLS, ALLOWED_HOSTS=["testserver"], MIDDLEWARE=[MIDDLEWARE],
             LOGGING_CONFIG=None, SECRET_KEY="of tests", USE_TZ=True,
         )  # fmt: skip
+        django.setup()
     urls = types.ModuleType(URLS)
     monkeypatch.setitem(sys.modules, URLS, urls)
     yield urls

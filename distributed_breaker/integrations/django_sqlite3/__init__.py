@@ -1,0 +1,1 @@
+"""The database backend for SQLite; ``ENGINE`` names this package."""
