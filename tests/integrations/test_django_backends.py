@@ -13,7 +13,9 @@ import redis
 
 from distributed_breaker import CircuitBreakerOpenException, State
 from distributed_breaker.services import Services, initialize, shut_down
+from scripts.postgres import Postgres, why_missing
 from scripts.servers import Server
+from tests.required import need
 
 pytestmark = pytest.mark.usefixtures("django")
 CACHE = "distributed_breaker.integrations.django_cache.RedisCache"
@@ -121,3 +123,41 @@ def test_without_a_circuit_it_says_what_is_missing(tmp_path: Path) -> None:
         ConnectionHandler({"default": {"ENGINE": SQLITE, "NAME": tmp_path / "db"}})["default"]
     with pytest.raises(ImproperlyConfigured, match='"circuit"'):
         CacheHandler({"default": {"BACKEND": CACHE, "LOCATION": "redis://localhost"}})["default"]
+
+
+def test_postgresql(services: Services) -> None:
+    """A constraint that is checked at the commit is the caller's; a server that is gone is not."""
+    from django.db import IntegrityError, OperationalError
+    from django.db.utils import ConnectionHandler
+
+    need(why_missing())
+    server = Postgres.start()
+    try:
+        place = {
+            "ENGINE": "distributed_breaker.integrations.django_postgresql",
+            "CIRCUIT": "web_app.database.write",
+            "HOST": str(server.folder), "NAME": "postgres", "USER": "postgres",
+        }  # fmt: skip
+        connection = ConnectionHandler({"default": place})["default"]
+        circuit = services.circuit("web_app.database.write")
+        with connection.cursor() as cursor:
+            unique = "number int UNIQUE DEFERRABLE INITIALLY DEFERRED"
+            cursor.execute(f"CREATE TEMPORARY TABLE orders ({unique})")
+            connection.set_autocommit(False)
+            cursor.execute("INSERT INTO orders VALUES (%s), (%s)", [1, 1])
+            with pytest.raises(IntegrityError):
+                connection.commit()
+            connection.rollback()
+            connection.set_autocommit(True)
+            cursor.execute("SELECT count(*) FROM orders")
+            assert cursor.fetchone() == (0,)
+        assert circuit.state is State.CLOSED
+    finally:
+        server.stop()
+    with pytest.raises(OperationalError), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    assert circuit.state is State.OPEN
+    connection.close()
+    with pytest.raises(OperationalError) as refused:
+        connection.ensure_connection()
+    assert isinstance(refused.value, CircuitBreakerOpenException)

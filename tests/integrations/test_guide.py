@@ -109,6 +109,8 @@ def getter(app: Any) -> Any:
 
 
 def test_django(names: dict[str, Any], django: types.ModuleType) -> None:
+    from django.core.cache import CacheHandler
+    from django.db.utils import ConnectionHandler
     from django.test import Client
     from django.test.utils import override_settings
     from django.urls import path
@@ -117,6 +119,9 @@ def test_django(names: dict[str, Any], django: types.ModuleType) -> None:
     exec(view, names)
     django.urlpatterns = [path("orders/<int:number>/receipt", names["receipt"])]  # type: ignore[attr-defined]
     exec(settings, names)
+    assert type(CacheHandler(names["CACHES"])["default"]).__module__.endswith(".django_cache")
+    database = ConnectionHandler(names["DATABASES"])["default"]
+    assert database.settings_dict["CIRCUIT"] == "web_app.database.write"
     client = Client(raise_request_exception=False)
 
     def get(url: str) -> Any:
