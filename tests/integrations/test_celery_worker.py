@@ -69,8 +69,9 @@ class Crew:
 def crew(server: Server, namespace: str, tmp_path: Path) -> Iterator[Callable[..., Crew]]:
     with contextlib.ExitStack() as stack:
 
-        def start(pool: str, size: int = 1, **more: str) -> Crew:
-            broker = server.url.replace("unix://", "redis+socket://")
+        def start(pool: str, size: int = 1, on: Server | None = None, **more: str) -> Crew:
+            """``on``: the broker's server; None: the one that holds the circuits."""
+            broker = (on or server).url.replace("unix://", "redis+socket://")
             environ = {
                 **os.environ, "BROKER": broker, "STORE": server.url, "NAMESPACE": namespace,
                 "FOLDER": str(tmp_path), "PYTHONPATH": str(ROOT), **more,
@@ -87,7 +88,7 @@ def crew(server: Server, namespace: str, tmp_path: Path) -> Iterator[Callable[..
             app = Celery(broker=broker, set_as_current=False)
             stack.callback(app.close)
             registry = stack.enter_context(CircuitBreakerRegistry.from_url(server.url, namespace))
-            made = Crew(tmp_path, server, registry.breaker("model"), app)
+            made = Crew(tmp_path, on or server, registry.breaker("model"), app)
             stack.callback(made.broker.close)
             made.serves_others(0)
             return made
@@ -159,3 +160,18 @@ def test_a_broken_worker_does_not_eat_the_queue(crew: Any) -> None:
     it.until(lambda: len(it.noted("done")) == count - lost, "all that did not fail")
     assert lost < 20
     assert {line.split()[2] for line in it.noted("done")} == {"0"}
+
+
+def test_a_pause_outlasts_the_loss_of_the_broker(crew: Any, own_server: Any) -> None:
+    broker: Server = own_server(tcp=True, args=["--appendonly", "yes", "--appendfsync", "always"])
+    it: Crew = crew("solo", on=broker)
+    it.model.force_open()
+    it.until(lambda: it.noted("paused"), "the pause")
+    it.send("predict", 1, 2)
+    broker.kill()
+    broker.restart(empty=False)
+    it.serves_others(1)
+    assert it.waiting() == 2
+    it.model.release()
+    it.until(lambda: len(it.noted("done")) == 2, "both")
+    assert len(it.noted("paused")) == 1
