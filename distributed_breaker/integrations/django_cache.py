@@ -9,7 +9,7 @@ from typing import Any
 from django.core.cache.backends.redis import RedisCache as DjangosRedisCache
 from django.core.exceptions import ImproperlyConfigured
 
-from ..clients.redis_guard import CacheOpenException, unwell
+from ..clients.redis_guard import CacheOpenException
 from ..errors import CircuitBreakerOpenException
 from ..services import current
 
@@ -17,7 +17,8 @@ from ..services import current
 class RedisCache(DjangosRedisCache):  # type: ignore[misc]
     """Django's ``RedisCache``, each of whose commands is a call under ``OPTIONS["circuit"]``.
 
-    All other settings are Django's.  It has no fallback: the protected cache client has.
+    It must be the circuit of a section ``cache``.  All other settings are Django's.  There is no
+    fallback: the protected cache client has some.
 
     Raises:
         ImproperlyConfigured: no circuit is named.
@@ -51,13 +52,8 @@ class _Guarded:
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
-                with current().circuit(self._circuit).guard() as call:
-                    try:
-                        return command(*args, **kwargs)
-                    except Exception as error:
-                        # A key that is not there, a value that is no number: Redis is well.
-                        call.failure(error) if unwell(error) else call.success()
-                        raise
+                # The policy of a cache's circuit knows which errors are Redis's.
+                return current().circuit(self._circuit).call(command, *args, **kwargs)
             except CircuitBreakerOpenException as refusal:
                 raise CacheOpenException(*refusal.__reduce__()[1]) from None
 

@@ -151,11 +151,13 @@ def test_postgresql(services: Services) -> None:
             connection.set_autocommit(True)
             cursor.execute("SELECT count(*) FROM orders")
             assert cursor.fetchone() == (0,)
-        assert circuit.state is State.CLOSED
+            assert circuit.state is State.CLOSED
+            connection.set_autocommit(False)
+            cursor.execute("INSERT INTO orders VALUES (1)")
     finally:
         server.stop()
-    with pytest.raises(OperationalError), connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
+    with pytest.raises(OperationalError):
+        connection.commit()
     assert circuit.state is State.OPEN
     connection.close()
     with pytest.raises(OperationalError) as refused:

@@ -86,6 +86,9 @@ def refusing(*_: object) -> Any:
 def test_a_websocket_is_left_alone(way: str) -> None:
     """It works, and a refusal goes through as it would without us."""
 
+    async def early(socket: WebSocket) -> None:
+        refusing()
+
     async def echo(socket: WebSocket) -> None:
         await socket.accept()
         if await socket.receive_text() == "work":
@@ -93,9 +96,11 @@ def test_a_websocket_is_left_alone(way: str) -> None:
         await socket.send_text("hello")
         await socket.close()
 
-    app = Starlette(routes=[WebSocketRoute("/", echo)])
+    app = Starlette(routes=[WebSocketRoute("/", echo), WebSocketRoute("/early", early)])
     install(app) if way == "handler" else app.add_middleware(CircuitBreakerMiddleware)
     client = TestClient(app)
+    with pytest.raises(CircuitBreakerOpenException), client.websocket_connect("/early"):
+        pass
     with client.websocket_connect("/") as socket:
         socket.send_text("greet")
         assert socket.receive_text() == "hello"
