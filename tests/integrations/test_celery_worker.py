@@ -167,10 +167,11 @@ def test_a_pause_outlasts_the_loss_of_the_broker(crew: Any, own_server: Any) -> 
     it: Crew = crew("solo", on=broker)
     it.model.force_open()
     it.until(lambda: it.noted("paused"), "the pause")
+    it.serves_others(1)  # so the read that was under way is over: it would put a message back
     it.send("predict", 1, 2)
     broker.kill()
     broker.restart(empty=False)
-    it.serves_others(1)
+    it.serves_others(2)
     assert it.waiting() == 2
     it.model.release()
     it.until(lambda: len(it.noted("done")) == 2, "both")
