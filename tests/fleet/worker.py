@@ -329,9 +329,9 @@ class Worker(Calls):
         return self._heard
 
     def do_logs(self) -> list[dict[str, str]]:
-        """What was logged since the last time."""
+        """What was logged since the last time, beside the line of each transition."""
         lines, self._logs.lines = self._logs.lines, []
-        return lines
+        return [line for line in lines if line["name"] != "distributed_breaker.transitions"]
 
     def do_waits(self) -> list[float]:
         """How long admissions have waited (s each) since the last time."""
