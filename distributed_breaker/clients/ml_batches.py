@@ -38,6 +38,10 @@ class Joins:
         """What an input has in common with those that it can be joined with; None: with none."""
         if not self._how:
             return None
+        kind = type(inputs)
+        if kind in self._plain:  # the most frequent case
+            how = self._how.get((kind, inputs.dim()))
+            return (how, inputs.dtype, inputs.shape[how == "cat" :]) if how else None
         tensors = _tensors(inputs)
         how = self._how.get(_form(inputs, tensors)) if tensors else None
         if not how:
@@ -105,6 +109,10 @@ def _like(inputs: Any, tensors: list[Any]) -> Any:
 def _joined(inputs: Sequence[Any], how: str) -> tuple[Any, list[int]]:
     """All in one, and how many rows each takes."""
     torch = sys.modules["torch"]
+    if isinstance(inputs[0], torch.Tensor):
+        if how == "stack":
+            return torch.stack(list(inputs)), [1] * len(inputs)
+        return torch.cat(list(inputs)), [len(each) for each in inputs]
     columns = list(zip(*(_tensors(each) or () for each in inputs), strict=True))
     if how == "stack":
         return _like(inputs[0], [torch.stack(column) for column in columns]), [1] * len(inputs)

@@ -39,7 +39,7 @@ class ThreadEngine:
         self._sample = sample
         self.told: Callable[[], object] = lambda: None
         """Called when loading has ended."""
-        self._loading = False
+        self._loading = self._outdated = False
         self._again_at, self._pause = 0.0, SOON
         self.loaded: Loaded | None = None
         self._error: ModelProblem | None = None
@@ -69,19 +69,28 @@ class ThreadEngine:
 
     def start(self) -> None:
         """Load it in the background, unless that is done or under way, or was in vain just now."""
-        if self.loaded is None and time.monotonic() >= self._again_at:
+        if self.loaded is None and not self._loading and time.monotonic() >= self._again_at:
             self.reload()
 
     def reload(self) -> None:
         """Load it anew in the background; the one before answers until then."""
         with self._lock:
             if self._loading:
+                self._outdated = True  # what is being loaded may be what was there before
                 return
             self._loading = True
         try:
-            start_thread("circuit-breaker-model-load", self._try)
+            start_thread("circuit-breaker-model-load", self._keep_loading)
         except RuntimeError:
-            self._try()  # where no thread can be started, the caller waits
+            self._keep_loading()  # where no thread can be started, the caller waits
+
+    def _keep_loading(self) -> None:
+        while self._loading:
+            self._outdated = False
+            self._try()
+            with self._lock:
+                self._loading = self._outdated
+            self.told()
 
     def _try(self) -> None:
         try:
@@ -101,9 +110,6 @@ class ThreadEngine:
             self.loaded = loaded
             self.loaded_at, self.problem = time.time(), ""
             self._again_at, self._pause = 0.0, SOON
-        finally:
-            self._loading = False
-            self.told()
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, ModelProblem):

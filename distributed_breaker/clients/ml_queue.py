@@ -25,6 +25,7 @@ from .ml_files import InferenceTimeout
 from .ml_modules import out_of_memory
 
 MOST_STUCK = 4  # threads that are left behind in a model, before no further one is risked
+MOST_GATHERING = 0.002  # s that a run waits for those who were answered together before it
 LOOK_AGAIN = 0.05  # s between two looks at why calls are put off
 GROW_AFTER = 8  # full batches without trouble, after which a larger one is tried
 MOST_WAIT = 60.0  # s that a refused caller is asked to wait, at most
@@ -173,6 +174,9 @@ class Queue:
         self._thread: object = None  # which thread goes on with the queue
         self._stuck = 0
         self._idle = False
+        self._wanted = 1  # calls that must wait before the idle thread is woken
+        self._crowd = 0  # calls that were answered together the last time …
+        self._ended_at = 0.0  # … and when
         self._wake = threading.Lock()
         self._wake.acquire()
 
@@ -210,7 +214,9 @@ class Queue:
             ModelOverloaded: there is no room or no time for them.
             InferenceTimeout: the model has not answered one of them in time.
         """
-        wait = self._put(requests)
+        wait, wake = self._put(requests)
+        if wake is not None:
+            _ring(wake)
         try:
             for request in requests:
                 while not request._done.acquire(True, wait):
@@ -224,7 +230,9 @@ class Queue:
         loop = asyncio.get_running_loop()
         for request in requests:
             request.future = loop.create_future()
-        wait = self._put(requests)
+        wait, wake = self._put(requests)
+        if wake is not None:
+            _ring(wake)
         try:
             for request in requests:
                 await self._answered(loop, request, wait)
@@ -254,8 +262,11 @@ class Queue:
         finally:
             timer.cancel()
 
-    def _put(self, requests: Sequence[Request]) -> float:
-        """Add to the queue; seconds after which to look at how it goes."""
+    def _put(self, requests: Sequence[Request]) -> tuple[float, threading.Lock | None]:
+        """Add to the queue; seconds after which to look at how it goes, and what wakes the thread.
+
+        The thread wants Python's lock as soon as it is woken, so that is the last thing to do.
+        """
         now, bounds, first = clock(), self.bounds, requests[0]
         for request in requests:
             request.put_at = now
@@ -272,11 +283,12 @@ class Queue:
             waiting, count = self._waiting, self._count
             for request in requests:
                 heapq.heappush(waiting, (-request.priority, next(count), request))
-            if self._idle:
+            wake = None
+            if self._idle and len(waiting) >= self._wanted:
                 self._idle = False
-                self._wake.release()
+                wake = self._wake
         wait = min(first.limit, bounds.queue, first.until - now)
-        return wait if run is None else max(0.0, min(wait, run.until - now))
+        return (wait if run is None else max(0.0, min(wait, run.until - now))), wake
 
     def _make_room(self, count: int, priority: int) -> None:
         """Have calls of a lower priority go, the last first, where there is no room otherwise."""
@@ -382,13 +394,21 @@ class Queue:
             self._start()
 
     def _work(self, me: object, wake: threading.Lock) -> None:
-        while (run := self._take(me, wake)) is not None:
-            self._carry_out(run.requests, run)
-            if not self._ended(run) or (run.learns and not self._learn(run)):
+        idle = False
+        while (run := self._take(me, wake, idle)) is not None:
+            answered = self._carry_out(run.requests, run)
+            goes_on = self._ended(run)
+            idle = goes_on and self._idle
+            # Who is woken wants Python's lock, which this thread keeps until it waits itself.
+            _wake(answered)
+            if not goes_on or (run.learns and not self._learn(run)):
                 return
 
-    def _take(self, me: object, wake: threading.Lock) -> _Run | None:
-        """The next run; None: this thread is no longer the one."""
+    def _take(self, me: object, wake: threading.Lock, idle: bool) -> _Run | None:
+        """The next run; None: this thread is no longer the one.  ``idle``: nothing waits."""
+        if idle:
+            wake.acquire()
+            self._idle = False
         while True:
             # What keeps runs from beginning is asked without the lock: it is not ours.
             any_waits = bool(self._waiting)
@@ -399,6 +419,7 @@ class Queue:
                 if self._waiting and not any_waits:
                     continue  # one has come just now
                 self.held = held
+                self._wanted = 1
                 pause = LOOK_AGAIN
                 if not held:
                     now = clock()
@@ -406,18 +427,15 @@ class Queue:
                     if pause == 0.0:
                         return self._form(now)
                 self._idle = True
-            if not wake.acquire(True, pause):
-                with self._lock:
-                    if not self._idle:
-                        wake.acquire(False)  # it came just too late to be noticed
-                    self._idle = False
+            wake.acquire(True, pause)
+            self._idle = False
 
     def nudge(self) -> None:
         """What kept runs from beginning may be over."""
         with self._lock:
             if self._idle:
                 self._idle = False
-                self._wake.release()
+                _ring(self._wake)
 
     def _gather(self, now: float) -> float:
         """Seconds to wait for further inputs; below 0: there are none at all."""
@@ -427,12 +445,19 @@ class Queue:
             self._gone -= 1
         if not waiting:
             return -1.0
-        if not self.bounds.wait or len(waiting) - self._gone >= self.room:
+        count, crowd, wait = len(waiting) - self._gone, self._crowd, self.bounds.wait
+        if count >= self.room or not (wait or count < crowd):
             return 0.0
         first = waiting[0][2]
-        if self.joins.kind(first.inputs) is None:
+        until = first.put_at + wait
+        if count < crowd:
+            # Those who were answered together a moment ago are about to ask again.
+            until = max(until, self._ended_at + min(MOST_GATHERING, self._seconds / 2))
+        left = min(until, first.until) - now
+        if left <= 0.0 or self.joins.kind(first.inputs) is None:
             return 0.0
-        return max(0.0, min(first.put_at + self.bounds.wait, first.until) - now)
+        self._wanted = self.room if wait else crowd
+        return left
 
     def _form(self, now: float) -> _Run:
         """Take from the queue what can be run at once; there is something."""
@@ -462,8 +487,9 @@ class Queue:
             heapq.heappop(waiting)
         return run
 
-    def _carry_out(self, requests: list[Request], run: _Run) -> None:
-        """Run the model for some requests at once; for fewer, if that cannot be done."""
+    def _carry_out(self, requests: list[Request], run: _Run) -> list[Request]:
+        """Run the model for some requests at once; for fewer, if that cannot be done.  Returns
+        those whose callers are still to be told."""
         began = time.perf_counter_ns()
         try:
             seconds = run.until - clock()
@@ -475,16 +501,15 @@ class Queue:
                 outputs = self._joined([request.inputs for request in requests], seconds)
         except BaseException as error:  # A model's SystemExit is its caller's to see, too.
             if len(requests) == 1 or run.left_behind or isinstance(error, TimeoutError):
-                self._answer(requests, [], error, time.perf_counter_ns() - began)
-                return
+                return self._answer(requests, [], error, time.perf_counter_ns() - began)
             parts = self._parts(requests, error)
         else:
-            self._answer(requests, outputs, None, time.perf_counter_ns() - began)
-            return
+            return self._answer(requests, outputs, None, time.perf_counter_ns() - began)
         for part in parts:
             wanted = [request for request in part if request.state == RUNNING]
             if wanted:
-                self._carry_out(wanted, run)
+                _wake(self._carry_out(wanted, run))
+        return []
 
     def _joined(self, inputs: list[Any], seconds: float) -> list[Any]:
         joins, engine = self.joins, self.engine
@@ -507,9 +532,10 @@ class Queue:
 
     def _answer(
         self, requests: list[Request], outputs: list[Any], error: BaseException | None, took: int
-    ) -> None:
+    ) -> list[Request]:
+        """Note what came of some requests; those whose callers are to be told."""
+        answered = []
         with self._lock:
-            answered = []
             for i, request in enumerate(requests):
                 if request.state == RUNNING:
                     if error is None:
@@ -529,7 +555,7 @@ class Queue:
                 self._full += 1
                 if self._full >= GROW_AFTER:
                     self._room, self._full = self._room * 2, 0
-        _wake(answered)
+        return answered
 
     def _ended(self, run: _Run) -> bool:
         """Whether the thread that has carried out a run goes on with the queue."""
@@ -538,6 +564,11 @@ class Queue:
                 self._stuck -= 1
                 return False
             self._run = None
+            count = self._crowd = len(run.requests)
+            if count > 1:
+                self._ended_at = clock()
+            if not (self._waiting or run.learns or self._closed):
+                self._idle, self._wanted = True, 1
             return True
 
     def _learn(self, run: _Run) -> bool:
@@ -549,6 +580,7 @@ class Queue:
         with self._lock:
             now = clock()
             own = self._run = _Run([], now, now + seconds)
+            own.learns = True
         self.joins.learn(lambda inputs: self.engine.run(inputs, seconds), request.inputs)
         return self._ended(own)
 
@@ -563,6 +595,12 @@ class Queue:
             self._gone = 0
         self.nudge()
         _wake(left)
+
+
+def _ring(wake: threading.Lock) -> None:
+    """Wake the thread; twice is as good as once, and too early costs it a look."""
+    with contextlib.suppress(RuntimeError):
+        wake.release()
 
 
 def _wake(requests: list[Request]) -> None:

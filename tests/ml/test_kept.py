@@ -16,6 +16,7 @@ import torch
 from distributed_breaker import CircuitBreakerOpenException
 from distributed_breaker.clients import ml_engine
 from distributed_breaker.clients.ml import MlClient
+from distributed_breaker.clients.ml_models import model_of
 from distributed_breaker.clients.ml_readings import Usage
 from distributed_breaker.clients.ml_resources import SHARED
 from distributed_breaker.clients.ml_stored import Predictions
@@ -203,6 +204,27 @@ class TestChange:
         with torch.no_grad():
             right = linear(3)(row())
         wait_until(lambda: torch.allclose(client.predict(row()), right))
+
+    def test_what_changes_while_it_is_loaded_is_loaded_afterwards(self) -> None:
+        seen: list[int] = []
+        first, go_on = threading.Event(), threading.Event()
+
+        def load() -> Any:
+            seen.append(len(seen))
+            first.set()
+            assert go_on.wait(30)
+            return model_of(lambda given: given, version=f"v{len(seen)}")
+
+        engine = ml_engine.ThreadEngine("api.ml", load)
+        engine.start()
+        assert first.wait(30)
+        engine.start()
+        engine.reload()
+        engine.reload()
+        go_on.set()
+        wait_until(lambda: engine.version == "v2")
+        wait_until(lambda: not engine._loading)
+        assert seen == [0, 1]
 
     def test_the_inputs_to_try_it_on(self, start: Start, file: Path, tmp_path: Path) -> None:
         sample = tmp_path / "sample.json"
