@@ -16,7 +16,7 @@ from ..sections import Ml
 from .ml_files import InferenceTimeout
 from .ml_lane import Lane, Source
 from .ml_models import ModelProblem, load_input
-from .ml_queue import ModelOverloaded, Request
+from .ml_request import ModelOverloaded, Request
 from .ml_resources import SHARED, Limits
 from .ml_rules import MISSING, MlRules, Options, Prediction, options_of
 from .ml_stored import Predictions

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from ..sections import Ml
 from .ml_engine import ThreadEngine, Watch
 from .ml_models import Loaded, ModelProblem, load_model, model_of, quantized
-from .ml_queue import Bounds, Queue
+from .ml_queue import Queue
+from .ml_request import Bounds
 from .ml_values import to_tensors
 
 MB = 1_000_000

@@ -8,21 +8,31 @@ with the queue.  An engine that ends its runs itself (a process that is killed) 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from ..errors import CircuitBreakerOpenException
 from ..process import OwnLock
 from ..workers import start_thread
 from .ml_batches import Joins
 from .ml_files import InferenceTimeout
 from .ml_modules import out_of_memory
+from .ml_request import (
+    DONE,
+    LEFT,
+    RUNNING,
+    WAITING,
+    Bounds,
+    Engine,
+    ModelOverloaded,
+    Request,
+    Run,
+    ring,
+    wake_callers,
+)
 
 MOST_STUCK = 4  # threads that are left behind in a model, before no further one is risked
 MOST_GATHERING = 0.002  # s that a run waits for those who were answered together before it
@@ -30,108 +40,7 @@ LOOK_AGAIN = 0.05  # s between two looks at why calls are put off
 GROW_AFTER = 8  # full batches without trouble, after which a larger one is tried
 MOST_WAIT = 60.0  # s that a refused caller is asked to wait, at most
 
-WAITING, RUNNING, DONE, LEFT = range(4)
-
 clock = time.monotonic
-
-
-class ModelOverloaded(CircuitBreakerOpenException):
-    """The model is well and has no time for this call; the circuit counts nothing."""
-
-
-class Engine(Protocol):
-    """Runs a model."""
-
-    hard: bool
-    """Whether ``run`` ends in time by itself."""
-    loading: bool
-    """Whether there will be a model, and there is none yet."""
-    version: str
-    """Changes with the model."""
-
-    def run(self, inputs: Any, seconds: float) -> Any:
-        """The model's output; a hard engine raises InferenceTimeout after ``seconds``."""
-
-
-class Bounds(NamedTuple):
-    """Numbers of a queue.
-
-    Attributes:
-        calls: how many may wait.
-        queue: seconds for which one may.
-        batch: inputs in one run.
-        wait: seconds that a run waits for further inputs.
-    """
-
-    calls: int = 100
-    queue: float = 300.0
-    batch: int = 32
-    wait: float = 0.0
-
-
-class Request:
-    """One input for the model, and what became of it.
-
-    Args:
-        inputs: what the model takes.
-        limit: seconds that the model may take.
-        timeout: seconds for everything, waiting included; None: only the other bounds.
-        priority: those of a higher one are run first.
-    """
-
-    __slots__ = (
-        "_done",
-        "began",
-        "error",
-        "future",
-        "inputs",
-        "limit",
-        "nanoseconds",
-        "output",
-        "priority",
-        "put_at",
-        "run",
-        "state",
-        "timeout",
-        "until",
-    )
-
-    def __init__(
-        self, inputs: Any, limit: float, timeout: float | None = None, priority: int = 0
-    ) -> None:
-        self.inputs = inputs
-        self.limit = limit
-        self.timeout = timeout
-        self.priority = priority
-        self.state = WAITING
-        self.put_at = self.began = 0.0
-        self.until = inf
-        self.run: _Run | None = None
-        self.output: Any = None
-        self.error: BaseException | None = None
-        self.nanoseconds = 0
-        """What the model took; what the caller waited, if it has left."""
-        self.future: asyncio.Future[None] | None = None
-        self._done = threading.Lock()
-        self._done.acquire()
-
-    @property
-    def answered(self) -> bool:
-        """Whether it has its output or its error."""
-        return self.state == DONE
-
-
-class _Run:
-    """One call of the model; without requests it is the queue's own, to learn something."""
-
-    __slots__ = ("began", "learns", "left_behind", "requests", "until")
-
-    def __init__(self, requests: list[Request], began: float, until: float) -> None:
-        self.requests = requests
-        self.began = began
-        self.until = until
-        self.learns = False  # whether inputs such as the first can be joined is yet unknown
-        self.left_behind = False
 
 
 class Queue:
@@ -170,7 +79,7 @@ class Queue:
         self._waiting: list[tuple[int, int, Request]] = []
         self._count = itertools.count()
         self._gone = 0  # of those that wait, how many have left
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._thread: object = None  # which thread goes on with the queue
         self._stuck = 0
         self._idle = False
@@ -216,7 +125,7 @@ class Queue:
         """
         wait, wake = self._put(requests)
         if wake is not None:
-            _ring(wake)
+            ring(wake)
         try:
             for request in requests:
                 while not request._done.acquire(True, wait):
@@ -232,7 +141,7 @@ class Queue:
             request.future = loop.create_future()
         wait, wake = self._put(requests)
         if wake is not None:
-            _ring(wake)
+            ring(wake)
         try:
             for request in requests:
                 await self._answered(loop, request, wait)
@@ -300,7 +209,7 @@ class Queue:
             request.error = self._overloaded("calls of a higher priority have come")
             request.state = DONE
             self._gone += 1
-            _wake([request])
+            wake_callers([request])
 
     def _patience(self, request: Request) -> float:
         """Seconds after which to look again; raises when the caller's time is over."""
@@ -383,7 +292,7 @@ class Queue:
         wake = self._wake
         start_thread("circuit-breaker-model", lambda: self._work(me, wake))
 
-    def _leave_behind(self, run: _Run) -> None:
+    def _leave_behind(self, run: Run) -> None:
         """Nobody waits for this run any more: another thread goes on."""
         if self._run is not run or self.engine.hard:
             return
@@ -400,11 +309,11 @@ class Queue:
             goes_on = self._ended(run)
             idle = goes_on and self._idle
             # Who is woken wants Python's lock, which this thread keeps until it waits itself.
-            _wake(answered)
+            wake_callers(answered)
             if not goes_on or (run.learns and not self._learn(run)):
                 return
 
-    def _take(self, me: object, wake: threading.Lock, idle: bool) -> _Run | None:
+    def _take(self, me: object, wake: threading.Lock, idle: bool) -> Run | None:
         """The next run; None: this thread is no longer the one.  ``idle``: nothing waits."""
         if idle:
             wake.acquire()
@@ -435,7 +344,7 @@ class Queue:
         with self._lock:
             if self._idle:
                 self._idle = False
-                _ring(self._wake)
+                ring(self._wake)
 
     def _gather(self, now: float) -> float:
         """Seconds to wait for further inputs; below 0: there are none at all."""
@@ -459,7 +368,7 @@ class Queue:
         self._wanted = self.room if wait else crowd
         return left
 
-    def _form(self, now: float) -> _Run:
+    def _form(self, now: float) -> Run:
         """Take from the queue what can be run at once; there is something."""
         waiting, joins = self._waiting, self.joins
         if joins.version != self.engine.version:  # of another model nothing is known
@@ -467,7 +376,7 @@ class Queue:
         first: Request = heapq.heappop(waiting)[2]
         first.state, first.began = RUNNING, now
         requests = [first]
-        run = self._run = first.run = _Run(requests, now, now + first.limit)
+        run = self._run = first.run = Run(requests, now, now + first.limit)
         if self.bounds.batch == 1:
             return run
         run.learns = joins.unknown(first.inputs)
@@ -487,7 +396,7 @@ class Queue:
             heapq.heappop(waiting)
         return run
 
-    def _carry_out(self, requests: list[Request], run: _Run) -> list[Request]:
+    def _carry_out(self, requests: list[Request], run: Run) -> list[Request]:
         """Run the model for some requests at once; for fewer, if that cannot be done.  Returns
         those whose callers are still to be told."""
         began = time.perf_counter_ns()
@@ -508,7 +417,7 @@ class Queue:
         for part in parts:
             wanted = [request for request in part if request.state == RUNNING]
             if wanted:
-                _wake(self._carry_out(wanted, run))
+                wake_callers(self._carry_out(wanted, run))
         return []
 
     def _joined(self, inputs: list[Any], seconds: float) -> list[Any]:
@@ -557,7 +466,7 @@ class Queue:
                     self._room, self._full = self._room * 2, 0
         return answered
 
-    def _ended(self, run: _Run) -> bool:
+    def _ended(self, run: Run) -> bool:
         """Whether the thread that has carried out a run goes on with the queue."""
         with self._lock:
             if run.left_behind:
@@ -571,7 +480,7 @@ class Queue:
                 self._idle, self._wanted = True, 1
             return True
 
-    def _learn(self, run: _Run) -> bool:
+    def _learn(self, run: Run) -> bool:
         """Find out whether inputs such as the last one can be joined; False as ``_ended``."""
         request = run.requests[0]
         if request.error is not None:
@@ -579,7 +488,7 @@ class Queue:
         seconds = request.limit
         with self._lock:
             now = clock()
-            own = self._run = _Run([], now, now + seconds)
+            own = self._run = Run([], now, now + seconds)
             own.learns = True
         self.joins.learn(lambda inputs: self.engine.run(inputs, seconds), request.inputs)
         return self._ended(own)
@@ -594,32 +503,4 @@ class Queue:
             self._waiting.clear()
             self._gone = 0
         self.nudge()
-        _wake(left)
-
-
-def _ring(wake: threading.Lock) -> None:
-    """Wake the thread; twice is as good as once, and too early costs it a look."""
-    with contextlib.suppress(RuntimeError):
-        wake.release()
-
-
-def _wake(requests: list[Request]) -> None:
-    """Tell the callers that their requests are done."""
-    if len(requests) == 1 and requests[0].future is None:
-        requests[0]._done.release()
-        return
-    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for request in requests:
-        if request.future is None:
-            request._done.release()
-        else:
-            loops.setdefault(request.future.get_loop(), []).append(request.future)
-    for loop, futures in loops.items():
-        with contextlib.suppress(RuntimeError):  # It is closed: nobody waits there.
-            loop.call_soon_threadsafe(_set, futures)
-
-
-def _set(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
+        wake_callers(left)

@@ -13,7 +13,7 @@ from ..sections import Ml
 from .client import Client
 from .ml_files import InferenceTimeout
 from .ml_lane import Lane
-from .ml_queue import ModelOverloaded, Request
+from .ml_request import ModelOverloaded, Request
 from .ml_stored import Kept, Predictions
 from .ml_values import (
     Back,

@@ -11,7 +11,7 @@ import torch
 
 from distributed_breaker.clients import ml_engine
 from distributed_breaker.clients.ml import InferenceTimeout, MlClient
-from distributed_breaker.clients.ml_queue import Request
+from distributed_breaker.clients.ml_request import Request
 from tests.ml.conftest import Start
 from tests.ml.models import Steered
 from tests.ml.process_models import Net
