@@ -27,8 +27,8 @@ TOGETHER = 40  # calls of each caller in a round
 METHOD = (
     "PyTorch on the CPU with one thread. What a `predict` adds is its time less that of calling "
     "the same module under `torch.no_grad()`, round by round; nothing else waits for the model, "
-    "and no prediction is kept unless that is said. For batches, 32 threads each ask for one "
-    "prediction after another, of a module with 1.6 million weights; one by one means "
+    "and no prediction is kept unless that is said. For batches, 32 threads or coroutines each ask "
+    "for one prediction after another, of a module with 1.6 million weights; one by one means "
     "`max_batch_size` 1."
 )
 
@@ -83,18 +83,20 @@ def _calls(stack: contextlib.ExitStack, count: int) -> Iterator[Row]:
 
 def _batches(stack: contextlib.ExitStack, setting: Setting) -> Iterator[Row]:
     model = _mlp(512, 1024)
-    rates = {}
-    for words, size in (("one by one", 1), ("in batches", 32)):
-        client = _client(stack, model, cache_predictions=False, max_batch_size=size)
-        client.predict(torch.randn(1, 512))
-        rates[words] = [_throughput(client) for _ in range(setting.count(1, 5))]
-    for words, rate in rates.items():
-        yield Row(f"32 callers, {words}", "predictions/s", Spread.of(rate))
-    ratios = [b / a for a, b in zip(*rates.values(), strict=True)]
-    yield Row("batches bring", "times as many", Spread.of(ratios), target="≥ 3")
+    for who, ask in (("threads", _of_threads), ("coroutines", _of_coroutines)):
+        rates = []
+        for size in (1, 32):
+            client = _client(stack, model, cache_predictions=False, max_batch_size=size)
+            client.predict(torch.randn(1, 512))
+            rates.append([ask(client) for _ in range(setting.count(3, 9))])
+        for words, rate in zip(("one by one", "in batches"), rates, strict=True):
+            yield Row(f"32 {who}, {words}", "predictions/s", Spread.of(rate))
+        ratios = [b / a for a, b in zip(*rates, strict=True)]
+        words = f"batches bring 32 {who}"
+        yield Row(words, "times as many", Spread.of(ratios), target="≥ 3")
 
 
-def _throughput(client: MlClient) -> float:
+def _of_threads(client: MlClient) -> float:
     """Predictions per second of all callers together."""
     start = threading.Barrier(CALLERS + 1)
 
@@ -112,6 +114,22 @@ def _throughput(client: MlClient) -> float:
     for thread in threads:
         thread.join()
     return CALLERS * TOGETHER / (time.perf_counter() - began)
+
+
+def _of_coroutines(client: MlClient) -> float:
+    """The same on an event loop."""
+
+    async def call() -> None:
+        given = torch.randn(1, 512)
+        for _ in range(TOGETHER):
+            await client.predict_async(given)
+
+    async def all_of_them() -> float:
+        began = time.perf_counter()
+        await asyncio.gather(*(call() for _ in range(CALLERS)))
+        return CALLERS * TOGETHER / (time.perf_counter() - began)
+
+    return asyncio.run(all_of_them())
 
 
 def _mlp(size: int, width: int) -> torch.nn.Module:
