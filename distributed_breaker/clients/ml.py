@@ -64,6 +64,7 @@ class MlClient(MlRules):
         self._device = ""
         self._sample: Any = None
         self._health_problem = ""
+        self._worker = section.worker
         self._closed = False
         self._stored: Predictions | None = None
         self._window: QualityWindow | None = None
@@ -91,13 +92,12 @@ class MlClient(MlRules):
         if self._stored is not None:
             self._stored.section = section
             self._stored.shared = self.explicit.get("shared") if section.share_predictions else None
-        least = section.minimum_confidence
+        least, window = section.minimum_confidence, self._window
         if least is None:
             self._window = None
         else:
-            self._window = QualityWindow(
-                section.confidence_window, least, section.low_confidence_rate
-            )
+            wanted = section.confidence_window, least, section.low_confidence_rate
+            self._window = window if window and window.numbers == wanted else QualityWindow(*wanted)
         self._limits = Limits(
             section.max_cpu_usage, section.max_memory_usage, section.max_gpu_memory_usage
         )
@@ -130,7 +130,10 @@ class MlClient(MlRules):
 
     def _take_lighter(self) -> None:
         source = self._lighter_source()
-        if self.lighter is not None:
+        if self.lighter is not None and not source:
+            self.lighter.close()
+            self.lighter = None
+        elif self.lighter is not None:
             self.lighter.use(source)
         elif source:
             name = f"{self.name} (lighter model)"
@@ -148,7 +151,7 @@ class MlClient(MlRules):
         wrong = given.keys() - _OURS
         if wrong:
             raise TypeError(f"{self.name}: unknown argument {min(wrong)!r}; see MlClient")
-        if not given.items() <= self.explicit.items():
+        if any(_differ(value, self.explicit.get(name)) for name, value in given.items()):
             super().use(**given)
             if hasattr(self, "model"):
                 self._take_numbers()
@@ -157,10 +160,10 @@ class MlClient(MlRules):
 
     def configure(self, section: Any) -> None:
         """The file has changed."""
-        if section.worker != self.section.worker:
-            # Where it runs is settled at the start: calls wait in its queue.
-            self._health_problem = "worker has changed in the file: restart this process"
+        interval = self.section.health_check_interval
         super().configure(section)
+        if section.health_check_interval != interval:
+            self.breaker.health_check(self._well, section.health_check_interval)
         self._take_numbers()
         self.model.configure(section)
         self.model.use(self._source())
@@ -357,6 +360,9 @@ class MlClient(MlRules):
         found = self.model.problems()
         if self.lighter is not None:
             found += [f"lighter {each}" for each in self.lighter.problems()]
+        if self.section.worker != self._worker:
+            # Where it runs is settled at the start: calls wait in its queue.
+            found.append("worker has changed in the file: restart this process")
         found += filter(None, (self.lighter_problem, self._health_problem, self._over()))
         return [*found, *SHARED.usage.problems]
 
@@ -400,3 +406,8 @@ def _same_bounds(one: Ml, other: Ml) -> bool:
         other.prediction_cache_size,
         other.prediction_cache_bytes,
     )
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two arguments are not the same; what is no text is only the same as itself."""
+    return one is not other and not (isinstance(one, str) and one == other)

@@ -177,8 +177,12 @@ class Lane:
 
     def configure(self, section: Ml) -> None:
         """Go by other numbers."""
-        self.section = section
+        before, self.section = self.section, section
         self.queue.bounds = bounds_of(section)
+        if section.model_device != before.model_device:
+            if self.engine.hard:
+                self.engine.model = self._spec()
+            self.engine.reload()
 
     def problems(self) -> list[str]:
         """What is wrong with it."""

@@ -167,6 +167,7 @@ class QualityWindow:
     """
 
     def __init__(self, answers: int, least: float, rate: float) -> None:
+        self.numbers = answers, least, rate
         self.least = least
         self.rate = rate
         self._weak: deque[bool] = deque(maxlen=answers)

@@ -260,6 +260,41 @@ class TestChange:
         with torch.no_grad():
             assert torch.allclose(found.value, linear(0)(row()))
 
+    def test_a_changed_section_is_gone_by(self, start: Start, file: Path) -> None:
+        options = {"factory": factory, "fallback_model": linear(1)}
+        client = start(options, model_path=str(file), minimum_confidence=0.5)
+        client.predict(row())
+        window, lighter = client._window, client.lighter
+        assert lighter is not None
+
+        def configure(**keys: Any) -> None:
+            client.configure(client.section.model_copy(update=keys))
+
+        configure(queue_timeout=7.0, max_batch_size=3)
+        assert client.model.queue.bounds[1:3] == (7.0, 3)
+        assert client._window is window, "what it has seen stays"
+        configure(minimum_confidence=0.6)
+        assert client._window is not window
+        configure(health_check_interval=7.0)
+        assert client.breaker.check._interval == 7_000  # type: ignore[union-attr]
+        configure(worker="process")
+        assert "worker has changed in the file: restart this process" in client.problems()
+        configure(worker="thread")
+        configure(model_device="nonsense")
+        wait_until(lambda: any("'nonsense'" in problem for problem in client.problems()))
+        assert client.predict_with_info(row(3.0)).source == "model", "the one before goes on"
+
+    def test_a_getter_says_the_same_again(self, start: Start, file: Path) -> None:
+        client = start({"factory": factory, "default": torch.zeros(2)}, model_path=str(file))
+        again = "".join(list(str(file)))
+        client.use(model_path=again, default=client.explicit["default"])
+        assert client.model.engine.reloads == 0
+        client.use(default=torch.ones(2))
+        client.model.engine.loaded = None
+        client.model.engine.problem = "gone"
+        client.model.engine._again_at = float("inf")
+        assert torch.equal(client.predict(row()), torch.ones(2))
+
     def test_a_device_that_there_is_not(self, start: Start, file: Path) -> None:
         client = start({"factory": factory}, model_path=str(file), model_device="nonsense")
         assert "'nonsense'" in client.problems()[0]
