@@ -227,8 +227,8 @@ def test_every_outcome_is_accounted_for(steps: list[str]) -> None:
         "recorded": calls, "flushed": calls, "dropped": 0, "pending": 0,
         "rejected": rejected, "fallbacks": 0,
     }  # fmt: skip
-    assert sum(snapshot.local[name] for name in spent - {"duration_us"}) == sum(
-        snapshot.totals[f"b{i}"] for i in range(16)
-    )
+    measured = sum(snapshot.local[name] for name in spent - {"duration_us"})
+    probes = snapshot.totals["probes"]  # whose durations are only in the totals
+    assert measured <= sum(snapshot.totals[f"b{i}"] for i in range(16)) <= measured + probes
     assert snapshot.totals["calls"] == calls
     assert snapshot.totals["rejected"] == rejected
