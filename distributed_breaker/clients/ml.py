@@ -352,7 +352,7 @@ class MlClient(MlRules):
         self.model.queue.ask([request])
         if request.error is not None:
             raise request.error
-        self._examine(sample, request.output)
+        self._examine(request)
         self._health_problem = ""
 
     def problems(self) -> list[str]:

@@ -69,6 +69,7 @@ class Lane:
             self.engine = self._process(worker, self._tensors_of(sample))
         self._hold = hold
         self.queue = Queue(name, self.engine, bounds_of(section), self._held)
+        self.queue.looks = not section.allow_non_finite
         self.loaded: Callable[[str], None] = lambda device: None
         """Told the device of each model that is loaded."""
         self.engine.told = self._told
@@ -179,6 +180,7 @@ class Lane:
         """Go by other numbers."""
         before, self.section = self.section, section
         self.queue.bounds = bounds_of(section)
+        self.queue.looks = not section.allow_non_finite
         if section.model_device != before.model_device:
             if self.engine.hard:
                 self.engine.model = self._spec()

@@ -8,6 +8,7 @@ with the queue.  An engine that ends its runs itself (a process that is killed) 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import threading
@@ -33,6 +34,7 @@ from .ml_request import (
     ring,
     wake_callers,
 )
+from .ml_values import finite
 
 MOST_STUCK = 4  # threads that are left behind in a model, before no further one is risked
 MOST_GATHERING = 0.002  # s that a run waits for those who were answered together before it
@@ -65,11 +67,14 @@ class Queue:
         self.joins = Joins("")
         self.runs = self.inputs = self.most_joined = self.halved = 0
         self.rejected = self.timeouts = 0
+        self.looks = True
+        """Whether outputs are looked at for NaN and infinity."""
         self.held = ""
         """Why calls are put off at present."""
         self._seconds = 0.0  # that a run takes, about
         self._room = bounds.batch
         self._full = 0
+        self._whole: Any = None  # what the model has given for a batch
         self._closed = False
         self.forked()
 
@@ -413,7 +418,9 @@ class Queue:
                 return self._answer(requests, [], error, time.perf_counter_ns() - began)
             parts = self._parts(requests, error)
         else:
-            return self._answer(requests, outputs, None, time.perf_counter_ns() - began)
+            took = time.perf_counter_ns() - began
+            self._look(requests, outputs)
+            return self._answer(requests, outputs, None, took)
         for part in parts:
             wanted = [request for request in part if request.state == RUNNING]
             if wanted:
@@ -422,11 +429,27 @@ class Queue:
 
     def _joined(self, inputs: list[Any], seconds: float) -> list[Any]:
         joins, engine = self.joins, self.engine
-        outputs = joins.run(lambda joined: engine.run(joined, seconds), inputs)
+
+        def run(joined: Any) -> Any:
+            self._whole = engine.run(joined, seconds)
+            return self._whole
+
+        outputs = joins.run(run, inputs)
         if engine.version != joins.version:
             # What is known is of the model before, and this one may not take them together.
             raise RuntimeError("the model has changed meanwhile")
         return outputs
+
+    def _look(self, requests: list[Request], outputs: list[Any]) -> None:
+        """Look for NaN and infinity where it costs least: here, and in all of a batch at once."""
+        whole, self._whole = self._whole, None
+        if not self.looks:
+            return
+        # An output with which that cannot be done is left to its caller.
+        with contextlib.suppress(Exception):
+            fine = len(requests) > 1 and finite(whole)
+            for request, output in zip(requests, outputs, strict=True):
+                request.finite = fine or finite(output)
 
     def _parts(self, requests: list[Request], error: BaseException) -> list[list[Request]]:
         """Out of memory, half of them are tried; else one is at fault, and must not fail others."""

@@ -61,6 +61,7 @@ class Request:
         "_done",
         "began",
         "error",
+        "finite",
         "future",
         "inputs",
         "limit",
@@ -87,6 +88,8 @@ class Request:
         self.run: Run | None = None
         self.output: Any = None
         self.error: BaseException | None = None
+        self.finite: bool | None = None
+        """Whether all numbers of the output are; None: that was not looked at."""
         self.nanoseconds = 0
         """What the model took; what the caller waited, if it has left."""
         self.future: asyncio.Future[None] | None = None

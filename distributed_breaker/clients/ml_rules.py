@@ -246,7 +246,7 @@ class MlRules(Client):
             error = request.error
             if error is None:
                 try:
-                    poor |= self._examine(request.inputs, request.output)
+                    poor |= self._examine(request)
                 except Exception as caught:
                     error = request.error = caught
             if isinstance(error, InvalidInput):
@@ -267,24 +267,26 @@ class MlRules(Client):
         else:
             permit._ended(None, took)
 
-    def _examine(self, inputs: Any, output: Any) -> bool:
+    def _examine(self, request: Request) -> bool:
         """Whether an output is a weak one among too many.
 
         Raises:
             InvalidPrediction: it is none.
             InvalidInput: it is none since the input was not fit for it.
         """
-        self._check(inputs, output)
+        output = request.output
+        self._check(request)
         check = self.explicit.get("check")
         if check is not None and check(output) is False:
             raise InvalidPrediction("the output has not passed the check")
         window = self._window
         return window is not None and window.poor(float(self._confidence(output)))
 
-    def _check(self, inputs: Any, output: Any) -> None:
-        section = self.section
-        if not section.allow_non_finite and not finite(output):
-            if not finite(inputs):
+    def _check(self, request: Request) -> None:
+        section, output = self.section, request.output
+        known = request.finite
+        if not section.allow_non_finite and not (finite(output) if known is None else known):
+            if not finite(request.inputs):
                 raise InvalidInput("the input has NaN or infinite numbers, and so has the output")
             self.counts["not_finite"] += 1
             raise InvalidPrediction("the output has NaN or infinite numbers")
@@ -336,7 +338,7 @@ class MlRules(Client):
             yield lighter, request
             if request.error is not None:
                 raise request.error
-            self._check(inputs, request.output)
+            self._check(request)
         except Exception as error:
             self.counts["lightweight_failures"] += 1
             self.lighter_problem = f"{type(error).__name__} in the lighter model"
