@@ -85,11 +85,12 @@ class ThreadEngine:
             self._keep_loading()  # where no thread can be started, the caller waits
 
     def _keep_loading(self) -> None:
-        while self._loading:
+        again = True
+        while again:
             self._outdated = False
             self._try()
             with self._lock:
-                self._loading = self._outdated
+                again = self._loading = self._outdated
             self.told()
 
     def _try(self) -> None:
