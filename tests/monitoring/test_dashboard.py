@@ -164,7 +164,7 @@ def test_the_page_of_a_circuit_explains_it(
     page = open_page(url_of(standing()))
     tile_of(page, OPEN).click()
     why = page.locator(".why")
-    expect(why).to_contain_text("It is open since")
+    expect(why).to_contain_text("It has been open since")
     expect(why).to_contain_text("Why: bad outcomes in a row. TimeoutError: no answer, seen by")
     expect(why).to_contain_text(re.compile(r"Evidence when it last opened .*: 3 of 4 calls failed"))
     expect(why).to_contain_text("Next: a probe may be made in")

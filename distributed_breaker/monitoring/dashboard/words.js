@@ -116,7 +116,8 @@ export function explain({ health, metrics, history }, now) {
     ];
   if (health.shared_state == null && health.source === "shared")
     return ["It is closed: nobody has called it yet."];
-  const lines = [`It is ${STATE_WORDS[state]}${since}. ${MEANING[state]}`];
+  const verb = since ? "has been" : "is";
+  const lines = [`It ${verb} ${STATE_WORDS[state]}${since}. ${MEANING[state]}`];
   if (health.source === "shadow")
     lines.push(
       "The store can't be asked, so this process's own shadow breaker decides; others may decide differently.",
