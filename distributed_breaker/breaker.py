@@ -488,12 +488,7 @@ class CircuitBreaker(LinkedCircuit):
         decision = self._present()
         now = self._clock.ms()
         epoch = time.time_ns() // 1_000_000 - now
-        shadow = self._shadow
-        account = self.conservation() | self.told
-        for spent in (shadow.handed_on, shadow.deltas):
-            for name, count in spent.copy().items():
-                if name[0] in "bd" and name != "dropped":  # the buckets of durations, and their sum
-                    account[name] = account.get(name, 0) + count
+        account = self.conservation() | self.told | self.time_spent()
         return OwnView(self._shadow, decision, now, epoch, self.policy, account)
 
     def on_transition(self, callback: Callable[[Transition], object]) -> None:

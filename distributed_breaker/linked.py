@@ -544,6 +544,16 @@ class LinkedCircuit:
             return False
         return now - self.sent >= (FAST_FLUSH if self.troubled(now) else SLOW_FLUSH) - 10
 
+    def time_spent(self) -> dict[str, int]:
+        """Of this process's calls: how many were in each bucket, and their sum; probes apart.
+
+        The lock is held, so that what is on its way to the store is counted just once.
+        """
+        with self._turn, self._lock:
+            spent = self._shadow.handed_on.copy()
+            spent.update(self._shadow.deltas)
+        return {name: n for name, n in spent.items() if name[0] in "bd" and name != "dropped"}
+
     def conservation(self) -> dict[str, int]:
         """C4: recorded = flushed + dropped + pending."""
         with self._turn, self._lock:
