@@ -362,6 +362,11 @@ class TestHealth:
                 client.predict(row())
             assert refused.value.retry_after > 0
             assert any(key in problem for problem in client.problems())
+            lighter = start(
+                {"model": linear(), "fallback_model": linear()}, queue_timeout=0.05, **limits
+            )
+            found = lighter.predict_with_info(row(), default=0)
+            assert found.source == "default", "a lighter model would want the same"
         finally:
             SHARED.pretend(None)
         assert client.breaker.snapshot().totals.get("failures", 0) == 0

@@ -128,6 +128,35 @@ class TestTogether:
             else:
                 assert int(asked.result(30)[0, 0]) == 2 * i
 
+    def test_nan_of_one_is_nobody_elses(self, start: Start, model: Steered) -> None:
+        client = start({"model": model}, **PLAIN)
+        client.predict(row())
+        wait_until(lambda: model.seen == [1, 1, 2, 3])
+        model.gives = torch.tensor([[1.0] * 4, [float("nan")] * 4, [3.0] * 4])
+        found = client.predict_batch_with_info([row(), row(2.0), row(3.0)], default="none")
+        assert model.seen[4:] == [3]
+        assert [info.source for info in found] == ["model", "default", "model"]
+
+    def test_a_batch_of_a_model_that_has_changed_is_thrown_away(
+        self, callers: Callers, model: Steered
+    ) -> None:
+        engine = callers.client.model.engine
+        callers.busy(model)
+        rest = [callers.ask(float(i)) for i in range(1, 4)]
+        run = engine.run
+
+        def changing(inputs: Any, seconds: float) -> Any:
+            output = run(inputs, seconds)
+            if len(inputs) == 3:
+                engine.version = "another"
+                return output + 100
+            return output
+
+        engine.run = changing
+        model.gate.set()
+        assert [int(asked.result(30)[0, 0]) for asked in rest] == [2, 4, 6]
+        assert model.seen == [1, 3, 1, 1, 1]
+
     def test_a_bounded_wait_for_others(self, start: Start, model: Steered) -> None:
         client = start({"model": model}, batch_wait=30.0 / 10, max_batch_size=2, **PLAIN)
         client.predict(row())
